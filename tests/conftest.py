@@ -72,14 +72,11 @@ def run_forked(tmp_path):
 def run_module(tmp_path):
     """run_module("carvision.train", "seed=1", ...) -> CompletedProcess, in an empty folder, as a user runs it."""
 
-    def run(module: str, *arguments: str, check: int | None = None, **kwargs) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **kwargs.pop("env", {})}
-        done = subprocess.run(
-            [sys.executable, "-m", module, *map(str, arguments)],
-            cwd=kwargs.pop("cwd", tmp_path), env=environment, capture_output=True, text=True, timeout=300, **kwargs,
-        )  # fmt: skip
-        if check is not None:
-            assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    def run(module: str, *arguments: str, check: int | None = None, env: dict | None = None):
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert check in (None, done.returncode), f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
     return run

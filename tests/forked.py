@@ -14,9 +14,8 @@ from unittest import mock
 
 # One for all tests of this process; imports these before the first fork
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["tests.small_runs", "carvision.search.trial", "carvision.search.run", "carvision.search.plots"]
-)
+IMPORTED = ["tests.small_runs", "carvision.search.trial", "carvision.search.run", "carvision.search.plots"]
+CONTEXT.set_forkserver_preload(IMPORTED)
 
 
 def process(target, *arguments, **options) -> multiprocessing.Process:
@@ -69,9 +68,8 @@ def finish(processes: list, outs: list[Path], timeout_s: float = 300) -> list[su
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     texts = [[Path(f"{out}.{name}").read_text(encoding="utf-8") for name in ("stdout", "stderr")] for out in outs]
-    return [
-        subprocess.CompletedProcess([], process.exitcode, *text) for process, text in zip(processes, texts, strict=True)
-    ]
+    codes = [process.exitcode for process in processes]
+    return [subprocess.CompletedProcess([], code, *text) for code, text in zip(codes, texts, strict=True)]
 
 
 def run(module: str, *arguments, cwd: Path, check: int | None = None, env: dict | None = None):
@@ -79,8 +77,7 @@ def run(module: str, *arguments, cwd: Path, check: int | None = None, env: dict 
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **(env or {})}
     out = cwd.with_name(f"{cwd.name}.out")  # beside the folder, which stays as it was for the command
     (done,) = finish([start(module, *arguments, cwd=cwd, env=variables, out=out)], [out])
-    if check is not None:
-        assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert check in (None, done.returncode), f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 

@@ -41,10 +41,6 @@ def python(*arguments: str, check: int = 0, cwd: Path = ROOT, **environment: str
     return done.stdout + errors, set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
 
 
-def test_the_package_itself_imports_nothing():
-    assert python("-c", "import carvision")[1] - python("-c", "pass")[1] == {"carvision"}
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_imports_nothing_heavy(command):
     text, imported = python("-m", f"carvision.{command}", "--help")

@@ -45,9 +45,8 @@ def test_both_are_torchvisions(name, magnitude):
     for second, direction in ((0.25, -1), (0.75, 1)):
         draws = draws_for(name, second=second)
         tried = torch.stack([draws[:, 0], torch.full((len(PHOTOS),), (magnitude + 0.5) / 31), draws[:, 1]], 1)
-        for image, rand, trivial in zip(
-            PHOTOS, rand_augment(PHOTOS, draws, 1, magnitude), trivial_augment(PHOTOS, tried), strict=True
-        ):
+        done = rand_augment(PHOTOS, draws, 1, magnitude), trivial_augment(PHOTOS, tried)
+        for image, rand, trivial in zip(PHOTOS, *done, strict=True):
             assert_same(rand, torchvisions(image, "rand", name, magnitude, direction), name)
             assert_same(trivial, torchvisions(image, "trivial", name, magnitude, direction), name)
 

@@ -21,9 +21,11 @@ def always(name: str) -> dict[str, dict]:
     return {name: DEFAULTS[name] | {"p": 1.0}}
 
 
-def test_the_configuration_has_every_step():
+def test_the_configuration_has_every_step_and_another_one_is_an_error():
     assert list(STEPS) == list(AUGMENT_STEPS)
     assert {name: {"p", *keys} for name, keys in AUGMENT_STEPS.items()} == {n: set(v) for n, v in DEFAULTS.items()}
+    with pytest.raises(InputError, match=r"^augment.order: 'flipp' is not one of flip, .*; nearest: flip$"):
+        Augment(["flip", "flipp"], DEFAULTS)
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -73,11 +75,6 @@ def test_a_step_may_occur_twice_and_one_with_p_0_takes_no_draws():
     assert torch.equal(flipped[0], PHOTOS[0].flip(2)) and torch.equal(flipped[1:], PHOTOS[1:3])
     for never in (Augment([], DEFAULTS), Augment(["rotate"], {"rotate": DEFAULTS["rotate"] | {"p": 0}})):
         assert never.num_draws == 0 and torch.equal(never(PHOTOS, torch.empty(len(PHOTOS), 0)), PHOTOS)
-
-
-def test_an_unknown_step_is_an_error():
-    with pytest.raises(InputError, match=r"^augment.order: 'flipp' is not one of flip, .*; nearest: flip$"):
-        Augment(["flip", "flipp"], DEFAULTS)
 
 
 @pytest.mark.parametrize("name", PRESETS)

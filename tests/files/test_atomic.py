@@ -2,13 +2,10 @@
 
 import json
 import os
-import stat
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from carvision.errors import InputError
 from carvision.files import atomic
@@ -42,18 +39,6 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     atomic.write_csv(tmp_path / "t.csv", pd.DataFrame({"a": [1]}))
     assert calls == [("fsync", "t.csv.partial"), ("rename", "t.csv.partial"), ("fsync", tmp_path.name)]
     assert (tmp_path / "t.csv").read_text() == "a\n1\n"
-
-
-def test_permissions_are_those_of_the_umask(tmp_path):
-    before = os.umask(0o027)
-    try:
-        write_text(tmp_path / "a", "text")
-        with atomic_file(tmp_path / "b") as partial:
-            save_file({"x": torch.zeros(2)}, partial)  # replaces it by a file with permissions of its own
-        open_kept(tmp_path / "c", "a").close()
-    finally:
-        os.umask(before)
-    assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()] == [0o640] * 3
 
 
 @pytest.mark.parametrize("dangling", [False, True])

@@ -78,18 +78,14 @@ def test_files_of_every_kind_load(tmp_path):
         torch.testing.assert_close(loaded.state_dict(), alone, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda _: timm.create_model("test_efficientnet").state_dict(), r"\d+ of 90 tensors are missing .* no part"),
-    (
-        lambda tensors: tensors | {"layer1.0.conv1.weight": torch.zeros(4, 32, 3, 3)},
-        r"1 have another shape \(first: layer1\.0\.conv1\.weight: \(4, 32, 3, 3\) instead of \(32, 32, 3, 3\)\)",
-    ),
-])  # fmt: skip
-def test_weights_of_another_network(change, message):
-    loaded, before = backbone(), backbone()
-    with refused(rf"model\.weights: some\.pth is not of this backbone: .*{message}"):
-        load_backbone_weights(loaded, change(whole_network()), "some.pth")
-    torch.testing.assert_close(loaded.state_dict(), before.state_dict(), rtol=0, atol=0)
+def test_weights_of_another_network():
+    loaded, start = backbone(), "model.weights: some.pth is not of this backbone: "
+    with refused(rf"{start}.*\d+ of 90 tensors are missing .* no part"):
+        load_backbone_weights(loaded, timm.create_model("test_efficientnet").state_dict(), "some.pth")
+    shape = r"layer1\.0\.conv1\.weight: \(4, 32, 3, 3\) instead of \(32, 32, 3, 3\)"
+    with refused(rf"{start}.*1 have another shape \(first: {shape}\)"):
+        load_backbone_weights(loaded, whole_network() | {"layer1.0.conv1.weight": torch.zeros(4, 32, 3, 3)}, "some.pth")
+    torch.testing.assert_close(loaded.state_dict(), backbone().state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -64,10 +64,9 @@ POOLS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("backbone", "pool"),
-    [*(("test_resnet", p) for p in POOLS), *(("test_mambaout", p) for p in POOLS if p != "default")],
-)
+@pytest.mark.parametrize(("backbone", "pool"), [
+    *(("test_resnet", p) for p in POOLS), *(("test_mambaout", p) for p in POOLS if p != "default")
+])  # fmt: skip
 def test_pools(backbone, pool):
     model = Classifier(backbone, {"class": Head(2)}, 64, pool=pool).eval()
     photos = images(num=2, size_px=64)
@@ -131,7 +130,7 @@ def test_description_goes_through_json():
     assert len(classifier_from(described).neck) == 0
 
 
-def test_each_embedding_is_the_output_of_its_part():
+def test_each_embedding_is_the_output_of_its_part_and_auto_of_the_last_with_layers():
     model, photos = network(difference=(4,)), images()
     pooled = model.backbone(photos)
     trunk = model.trunk(pooled)[0]
@@ -141,13 +140,10 @@ def test_each_embedding_is_the_output_of_its_part():
         torch.testing.assert_close(model.embed(photos, layer), values)
     torch.testing.assert_close(model.outputs(photos).embeddings, expected["embedding"])
     assert expected["embedding"].shape == (4, 5) and joined.shape == (4, 11)
-
-
-@pytest.mark.parametrize("trunk,layers,last", [((), (), "pooled"), ((7,), (), "trunk"), ((), (5,), "embedding")])
-def test_auto_is_the_last_part_that_has_layers(trunk, layers, last):
-    model = network(trunk, layers)
-    assert model.last_layer == last
-    torch.testing.assert_close(model.embed(images()), model.embed(images(), last))
+    for trunk, layers, last in (((), (), "pooled"), ((7,), (), "trunk"), ((), (5,), "embedding")):
+        model = network(trunk, layers)
+        assert model.last_layer == last
+        torch.testing.assert_close(model.embed(photos), model.embed(photos, last))
 
 
 def learning(model: Classifier, value: torch.Tensor) -> set[str]:

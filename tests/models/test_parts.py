@@ -15,13 +15,6 @@ from carvision.models.classifier import Classifier, Head
 from carvision.models.parts import ChannelGate, Dense, GeM, HeadWeights, Layers, Neck, create_neck, described
 from carvision.training.build import build_layers
 
-LEFT_OUT = {  # small networks, and what they have after the feature map
-    "test_resnet": (),
-    "test_convnext": ("head",),  # a norm
-    "test_mambaout": ("head",),  # channels last
-    "mobilenetv3_small_050": ("conv_head",),
-}
-
 
 def random_map(*shape: int, dtype=torch.float64) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
@@ -43,11 +36,14 @@ def unused_parameters(model: Classifier) -> list[str]:
     return [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
 
 
-@pytest.mark.parametrize("backbone", LEFT_OUT)
-def test_layers_after_the_feature_map_are_left_out_with_a_pool_and_used_without(backbone):
+@pytest.mark.parametrize(("backbone", "left_out"), [
+    ("test_resnet", ()), ("test_convnext", ("head",)),  # a norm
+    ("test_mambaout", ("head",)), ("mobilenetv3_small_050", ("conv_head",)),  # channels last in the first
+])  # fmt: skip
+def test_layers_after_the_feature_map_are_left_out_with_a_pool_and_used_without(backbone, left_out):
     neck = Neck(("spatial_dropout", "attention", "se"))
     with_pool = create(backbone, pool="gem", neck=neck)
-    assert with_pool.backbone.left_out == LEFT_OUT[backbone] and unused_parameters(with_pool) == []
+    assert with_pool.backbone.left_out == left_out and unused_parameters(with_pool) == []
     own_pool = create(backbone, neck=neck)
     assert not hasattr(own_pool.backbone, "left_out") and unused_parameters(own_pool) == []
     whole = timm.create_model(backbone, num_classes=0)
@@ -188,33 +184,23 @@ def naive_penalty(dense: Dense, x: torch.Tensor, num_photos: int) -> float:
     return total
 
 
-def test_penalties_are_keras_formulas_with_one_number_for_each_layer():
+def test_penalties_are_keras_formulas_of_all_photos_or_of_those_with_a_share():
     torch.manual_seed(0)
     lists = {"dropout": [0.0, 0.5, 0.25], "l2": list(L2), "activity_l1": list(ACTIVITY_L1)}
     layers = Layers([6, 5, 4], activation="tanh", batch_norm=True, **lists)
-    dense = Dense(8, layers).double().eval()
-    for block in dense.blocks:
-        block[2].running_mean.fill_(0.5)
-    x = torch.randn(7, 8, dtype=torch.float64)
-    assert dense(x)[1].item() == pytest.approx(naive_penalty(dense, x, 7))
-    numbers = Dense(4, Layers((3, 2), dropout=0.5, l2=0.1, activity_l1=0.2))
-    assert [block[-1].p for block in numbers.blocks] == [0.5] * 2 and numbers.penalties == [(0.1, 0.2)] * 2
-
-
-def test_activities_are_averaged_by_shares_or_summed_over_the_photos_of_the_batch():
-    torch.manual_seed(0)
-    layers = Layers((6, 5, 4), activation="tanh", batch_norm=True, activity_l1=ACTIVITY_L1)
     summing = Layers(**asdict(layers) | {"activity_l1_reduction": "sum"})
     mean, total = Dense(8, layers).double().eval(), Dense(8, summing).double().eval()
+    for block in mean.blocks:
+        block[2].running_mean.fill_(0.5)
     total.load_state_dict(mean.state_dict())
     x = torch.randn(7, 8, dtype=torch.float64)
     shares = torch.tensor([1, 1, 0, 1, 0, 1, 1], dtype=torch.float64) / 5  # two photos are unreadable
-    weights = sum(l2 * block[0].weight.square().sum().item() for l2, block in zip(L2, mean.blocks, strict=True))
-    expected = naive_penalty(mean, x[shares > 0], 1) - weights
-    assert total(x)[1].item() == pytest.approx(naive_penalty(mean, x, 1) - weights)
-    assert total(x, shares)[1].item() == pytest.approx(expected)
-    assert mean(x, shares)[1].item() == pytest.approx(expected / 5)
-    assert total(x, torch.zeros(7))[1] == 0
+    for dense, num_photos, num_known in ((mean, 7, 5), (total, 1, 1)):
+        assert dense(x)[1].item() == pytest.approx(naive_penalty(mean, x, num_photos))
+        assert dense(x, shares)[1].item() == pytest.approx(naive_penalty(mean, x[shares > 0], num_known))
+    assert total(x, torch.zeros(7))[1].item() == pytest.approx(naive_penalty(mean, x[:0], 1))
+    numbers = Dense(4, Layers((3, 2), dropout=0.5, l2=0.1, activity_l1=0.2))
+    assert [block[-1].p for block in numbers.blocks] == [0.5] * 2 and numbers.penalties == [(0.1, 0.2)] * 2
     assert "activity_l1_reduction" not in described(layers) and Layers(**described(layers)) == layers
     assert Layers(**described(summing)) == summing
 

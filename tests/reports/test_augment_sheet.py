@@ -6,12 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
 from carvision.augment.mixing import Mix
 from carvision.augment.pipeline import Augment
-from carvision.config.compose import conf_dir
 from carvision.data.images import Preprocessing
 from carvision.data.loading.dataset import PhotoDataset
 from carvision.data.readers.compcars import read_compcars
@@ -67,11 +65,6 @@ def test_unreadable_photos_and_unknown_classes(table, tmp_path, caplog, monkeypa
     gone = replace(table, rows=table.rows.assign(path=["nowhere.jpg", "gone.jpg"]))
     with pytest.raises(InputError, match="not one of the 2 photos of the split 'train' can be read"):
         augment_sheet.plot_augmented(photos_of(gone, 0), gone, Augment([], {}), Mix(), "title", file, 2, 1)
-
-
-def test_the_sheet_takes_the_groups_of_train():
-    train, sheet = (OmegaConf.load(conf_dir() / f"{name}.yaml")["defaults"] for name in ("train", "augment_sheet"))
-    assert [list(item) for item in train if item != "_self_"] == [list(item) for item in sheet if item != "_self_"]
 
 
 def test_the_command_draws_a_picture_and_a_mistake_is_one_line(run_forked, demo_photos, tmp_path):

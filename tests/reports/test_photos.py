@@ -60,6 +60,8 @@ def photo(tmp_path) -> str:
 
 
 def test_frames_and_texts_show_what_is_right(photo, tmp_path, figures):
+    with pytest.raises(InputError, match="no photo could be used"):
+        plot_predictions([], tmp_path / "grid.png")
     good, bad, number = Caption("A", 0.987, "A", True), Caption("B", 0.9, "A", False), Caption("speed 180")
     shots = [(photo, (10, 10, 200, 200), captions) for captions in ([good], [bad], [good, bad], [number])]
     plot_predictions([*shots, (str(tmp_path / "gone.jpg"), None, [good])], tmp_path / "new" / "grid.png")
@@ -83,10 +85,3 @@ def test_long_names_stay_within_their_photo(photo, tmp_path, figures):
             lines = texts_of(figures[-1])[2 if caption.true else 1 :]
             assert all(width_px(line, photos.CAPTION_PT) <= photos.TILE_PX[0] for line in lines), lines
             assert len(lines) <= (4 if caption.true else 2) and lines[-1].endswith(" 100 %")
-
-
-def test_nothing_to_draw_and_a_file_that_can_not_be_written_are_errors(tmp_path, photo):
-    with pytest.raises(InputError, match="no photo could be used"):
-        plot_predictions([], tmp_path / "grid.png")
-    with pytest.raises(InputError, match="can't be written"):
-        plot_predictions([(photo, None, [Caption("A")])], tmp_path / "photo.jpg" / "grid.png")

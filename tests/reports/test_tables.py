@@ -1,4 +1,4 @@
-"""Tables and pages: whatever names hold, each form shows them as they are, aligns and marks them alike."""
+"""Tables and pages: whatever names hold, each form shows them as they are, and marks them alike; the closing tables."""
 
 import io
 from html.parser import HTMLParser
@@ -9,7 +9,8 @@ from rich.console import Console
 
 from carvision.reports import tables
 from carvision.reports.page import Section, sections_of, write_markdown, write_page
-from carvision.reports.tables import BEST, OVERALL, TextTable, escape_markdown, fits, print_table, without_nan
+from carvision.reports.summary import closing_tables, print_closing, time_line
+from carvision.reports.tables import BEST, OVERALL, TextTable, escape_markdown, fits, print_table
 
 HOSTILE = "<img src=x onerror=alert(1)> & \"'"
 MARKS = [["", BEST, ""], ["", "", OVERALL]]
@@ -48,13 +49,8 @@ def test_a_page_shows_names_as_they_are_and_asks_no_server(tmp_path):
 
 @pytest.mark.parametrize("width", [30, 80])
 def test_the_terminal_has_stars_instead_of_colours_and_wraps_what_is_long(width):
-    long = TextTable(
-        "A title that is longer than the table", ["", "n"], [["a_name_of_a_run " * 3, "1.5"]], [["", BEST]]
-    )
-    console = Console(file=io.StringIO(), width=width)
-    for table in (TABLE, long):
-        print_table(table, console)
-    lines = console.file.getvalue().splitlines()
+    long = TextTable("A title longer than the table", ["", "n"], [["a_name_of_a_run " * 3, "1.5"]], [["", BEST]])
+    lines, console = text_of([TABLE, long], width).splitlines(), Console(width=width)
     assert max(map(len, lines)) <= max(width, 38) and any(line.split()[-1:] == ["1.5*"] for line in lines)
     assert [line.split() for line in lines if "12**" in line] == [["c", "–", "12**"]]
     assert fits(TABLE, console) == (width == 80) and fits(long, console)
@@ -71,6 +67,49 @@ def test_markup_in_names_is_escaped():
     assert tables.code_block("a\n```\n````\n<b>", "yaml").splitlines()[::5] == ["`````yaml", "`````"]
 
 
-def test_nan_is_none_at_any_depth():
-    nan = float("nan")
-    assert without_nan({"a": nan, "b": [1.5, nan, (2, "nan")]}) == {"a": None, "b": [1.5, None, [2, "nan"]]}
+CLASSES = {"make": {"ids": list("ab"), "parent": None}, "model": {"ids": list("abc"), "parent": "make"}}
+LABELS = {**CLASSES, "speed": {"unit": "km/h"}}
+
+
+def metrics(make: str = "make") -> dict:
+    names = ("top1", "top3", "top5", "balanced_accuracy", "auc", "precision", "recall", "f1")
+    values = {f"{make}/{name}": 0.51 + i / 100 for i, name in enumerate((*names, *(f"{n}_at50" for n in names[5:])))}
+    values |= {name.replace(make, "model"): 1.0 for name in values}
+    test = values | {"joint/top1": 0.402, "joint/consistent": 0.987, "speed/mae": 12.345, "speed/rmse": 20.5}
+    rule = {"make/top1": 0.61, "model/top1": 0.62, "joint/top1": 0.63, "joint/consistent": 0.64}
+    return {"test": test, "val": {}, "decodings": {"test": dict.fromkeys(("independent", "joint", "marginal"), rule)}}
+
+
+def text_of(tables: list, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    for table in tables:
+        print_table(table, console)
+    return console.file.getvalue()
+
+
+def test_every_metric_is_in_its_row_and_printed_with_time_and_cost(tmp_path, capsys):
+    accuracy, precision, errors, rules = (table.rows for table in closing_tables(metrics(), LABELS))
+    assert accuracy[0] == ["make", "51.0", "52.0", "53.0", "54.0", "55.0"]
+    assert [row[:2] for row in accuracy[2:]] == [["all heads right", "40.2"], ["parent and child consistent", "98.7"]]
+    assert [row[-3:] for row in precision[:2]] == [["56.0", "57.0", "58.0"], ["59.0", "60.0", "61.0"]]
+    assert errors == [["speed", "12.35", "20.5", "km/h"]] and rules[1] == ["model/top1", "62.0", "62.0", "62.0"]
+    known = {"seconds": {"total": 738.0, "cpu": 1206.0}, "cost": 0.19, "price_per_hour": 0.9}
+    print_closing({**metrics(), **known}, LABELS, tmp_path)
+    for text in (capsys.readouterr().out, (tmp_path / "results.txt").read_text()):
+        assert "12.3 min wall, 20.1 min CPU, 0.19 (0.90 an hour)" in text and "precision" in text
+    assert time_line({"seconds": {"training": 3.0}}) == ""
+
+
+@pytest.mark.parametrize("head", ["make", "a name that is longer than any terminal is wide " * 3])
+def test_nothing_is_cut_off_in_80_columns(head):
+    tables = closing_tables(metrics(head), LABELS if head == "make" else {head: LABELS["make"]})
+    narrow, wide = (text_of(tables, width) for width in (80, 200))
+    assert "…" not in narrow and max(len(line.rstrip()) for line in narrow.splitlines()) <= 80
+    assert sorted(narrow.replace("─", "").split()) == sorted(wide.replace("─", "").split())
+
+
+def test_unknown_values_are_a_dash():
+    labels = {"class": {"ids": list("ab"), "parent": None}}
+    tables = closing_tables({"test": {}, "val": {"class/top1": 0.5, "class/recall": 0.25}}, labels)
+    assert [table.rows for table in tables] == [[["class", "50.0"]],
+                                                [["class", "mean of the classes", "–", "25.0", "–"]]]  # fmt: skip

@@ -1,11 +1,33 @@
-"""Limits of a container, read from files as the kernel shows them."""
+"""Limits of a container, read from files as the kernel shows them; and freed memory, in pages that it hands out."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from carvision.system import machine
 from carvision.system.machine import core_quota, memory_limit, num_cores
+from tests.conftest import ROOT
+
+NUM_BLOCKS, PAGES = 20, 1024  # blocks of 4 MB, which glibc by itself takes from the kernel and gives back
+
+PROGRAM = f"""
+import resource
+import numpy as np
+from carvision.system.runtime import keep_freed_memory
+
+is_kept = keep_freed_memory() if {{keep}} else None
+
+def write_blocks(number):
+    for _ in range(number):
+        some = [np.ones({PAGES} * 4096 // 8) for _ in range(2)]  # both are freed when the next two are there
+
+write_blocks(5)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+write_blocks({NUM_BLOCKS})
+print(is_kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, flush=True)
+"""
 
 
 def write(root, files):
@@ -15,13 +37,10 @@ def write(root, files):
 
 
 V2 = {"own": "0::/a/b\n", "cg/a/b/cpu.max": "max 100000\n", "cg/a/cpu.max": "150000 100000\n"}
-V1 = {
-    "own": "4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n0::/\n",
-    "cg/cpu,cpuacct/cpu.cfs_quota_us": "250000\n",  # a container sees its own group at the top
-    "cg/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-    "cg/memory/docker/x/memory.limit_in_bytes": "9223372036854771712\n",
-    "cg/memory/memory.limit_in_bytes": "2147483648\n",
-}
+V1 = {"own": "4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n0::/\n"}
+V1 |= {"cg/memory/docker/x/memory.limit_in_bytes": "9223372036854771712\n"}
+V1 |= {"cg/memory/memory.limit_in_bytes": "2147483648\n"}  # a container sees its own group at the top
+V1 |= {"cg/cpu,cpuacct/cpu.cfs_quota_us": "250000\n", "cg/cpu,cpuacct/cpu.cfs_period_us": "100000\n"}
 
 
 @pytest.mark.parametrize("files, quota, memory", [
@@ -42,3 +61,21 @@ def test_a_quota_lowers_the_number_of_cores(monkeypatch):
     for quota, cores in ((None, 16), (1.5, 2), (0.5, 1), (64.0, 16)):
         monkeypatch.setattr(machine, "core_quota", lambda quota=quota: quota)
         assert num_cores() == cores
+
+
+def run(keep: bool, **variables: str) -> list[str]:
+    """Return whether memory is kept, and the number of page faults."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(keep=keep)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.split()
+
+
+def test_freed_memory_is_reused():
+    is_kept, faults = run(keep=True)
+    if is_kept == "False":
+        pytest.skip("this system's malloc has no such options")
+    assert int(faults) < PAGES
+    assert int(run(keep=False)[1]) > NUM_BLOCKS * PAGES / 2  # else there would be nothing to gain
+    assert run(keep=True, MALLOC_TRIM_THRESHOLD_="100000")[0] == "False"  # what the user has chosen stays
