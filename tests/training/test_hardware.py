@@ -15,11 +15,9 @@ from tests.small_runs import SMALL, config, demo, refuse, train
 from tests.training.run.test_killed_runs import DEMANDING, assert_same_run
 
 
-@pytest.fixture
-def gpus(monkeypatch):
-    """gpus((8, 0), ...): so many GPUs of these compute capabilities."""
-
-    def pretend(*capabilities: tuple[int, int]) -> None:
+def test_auto_is_bf16_if_all_gpus_of_the_run_have_it_and_float16_on_others(monkeypatch):
+    def gpus(*capabilities: tuple[int, int]) -> None:
+        """Pretend so many GPUs of these compute capabilities."""
         for name, answer in (
             ("is_available", lambda: bool(capabilities)), ("device_count", lambda: len(capabilities)),
             ("get_device_capability", lambda device=None: capabilities[device]),
@@ -27,10 +25,6 @@ def gpus(monkeypatch):
         ):  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, answer)
 
-    return pretend
-
-
-def test_auto_is_bf16_if_all_gpus_of_the_run_have_it_and_float16_on_others(gpus):
     gpus((8, 0))
     assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == "bf16-mixed"
     assert resolve_precision("auto", "cpu") == resolve_precision("32-true", "gpu") == "32-true"

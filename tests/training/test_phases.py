@@ -74,17 +74,13 @@ def test_a_mistake_in_a_later_phase_is_reported_before_the_first_begins(upper, l
     assert not (tmp_path / "run").exists()
 
 
-NEVER_BETTER = [
-    "callbacks.monitor=val/loss", "callbacks.patience=1", "callbacks.mode=max", "optimizer.lr=0.01",
-    "+phases.a={epochs:9,train_layers:none}", "+phases.b={epochs:9}", "trainer.max_epochs=null",
-]  # fmt: skip
-
-
 def test_early_stopping_ends_a_phase_for_the_next_start_too(demo_photos, tmp_path):
-    stopped_early = train(tmp_path / "whole", *demo(demo_photos), *NEVER_BETTER)
+    never_better = ["callbacks.monitor=val/loss", "callbacks.patience=1", "callbacks.mode=max", "optimizer.lr=0.01"]
+    never_better += ["+phases.a={epochs:9,train_layers:none}", "+phases.b={epochs:9}", "trainer.max_epochs=null"]
+    stopped_early = train(tmp_path / "whole", *demo(demo_photos), *never_better)
     folder = tmp_path / "run"
     while not (folder / "metrics.json").exists():
-        train(folder, *demo(demo_photos), *NEVER_BETTER, "run.max_epochs_per_start=1")
+        train(folder, *demo(demo_photos), *never_better, "run.max_epochs_per_start=1")
     parts, whole = (pd.read_csv(f / "history.csv")["phase"].tolist() for f in (folder, stopped_early))
     assert parts == whole and set(whole) == {"a", "b"} and len(whole) < 18
     assert "stopped after epoch" in (stopped_early / "run.log").read_text()

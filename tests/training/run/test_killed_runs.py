@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from carvision.training.run.checkpoints import BEST, LAST
-from tests.small_runs import demo
-from tests.training.run.forked import printed, start, wait_for
+from tests import forked
+from tests.small_runs import SMALL, demo
 
 # All that a run carries from step to step: dropout, mixing, augmentation, averages, momentum, schedules, two phases,
 # accumulated gradients, the best epoch and the patience of early stopping
@@ -58,6 +58,26 @@ def assert_equal(ours, theirs, where: str) -> None:
             assert_equal(one, other, f"{where} {i}")
     else:
         assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs, where
+
+
+def start(folder: Path, *overrides: str, first: str = "") -> multiprocessing.Process:
+    """Start a training into `folder`, in a session of its own, after the code `first`."""
+    words = [*SMALL, *overrides, f"run.dir={folder}"]
+    return forked.start("carvision.train", *words, cwd=folder.parent, out=folder, first=first)
+
+
+def wait_for(condition: Callable[[], bool], process: multiprocessing.Process, seconds: float = 240) -> None:
+    """Wait until the condition holds, or the process has ended."""
+    ends = time.monotonic() + seconds
+    while not condition() and process.exitcode is None:
+        assert time.monotonic() < ends, "nothing happened"
+        time.sleep(0.002)
+
+
+def printed(folder: Path) -> str:
+    """Return what the last start has printed: the log, then results."""
+    files = [folder.with_name(f"{folder.name}.{stream}") for stream in ("stderr", "stdout")]
+    return "".join(file.read_text(encoding="utf-8") for file in files if file.exists())
 
 
 def at_any_moment(folder: Path, since: float) -> bool:

@@ -128,10 +128,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_newest_whole_one(demo_photos, t
     content = bytearray(last.read_bytes())
     content[len(content) // 3] ^= 1
     last.write_bytes(content)
-    neither, earlier = (shutil.copytree(folder, tmp_path / name) for name in ("neither", "earlier"))
-    for name in ("last", "best"):
-        (neither / "checkpoints" / f"{name}.ckpt").write_bytes(b"PK")
-    refuse(r"last\.ckpt is not a complete checkpoint.*best\.ckpt is not a complete", neither, *overrides)
+    earlier = shutil.copytree(folder, tmp_path / "earlier")
     (earlier / "checkpoints" / "last.ckpt").unlink()
     (earlier / "checkpoints" / "best.ckpt").rename(earlier / "checkpoints" / "previous.ckpt")  # as earlier versions did
     for run, name in ((folder, "best.ckpt"), (earlier, "previous.ckpt")):

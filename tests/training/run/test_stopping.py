@@ -10,9 +10,19 @@ import torch
 
 from tests.small_runs import demo, train
 from tests.training.distributed.processes import train_together, write_manifest
-from tests.training.run.forked import printed, start, wait_for
+from tests.training.run.test_killed_runs import printed, start, wait_for
 
 OVERRIDES = ["trainer.max_epochs=300", "data.batch_size=8", "data.num_workers=1", "logger=none"]
+# A step that prints "stuck" and does not end. Its thread gets no SIGINT, as if it waited for a device.
+STUCK = """
+import signal, time
+from carvision.training.module import LitClassifier
+def step(self, batch, batch_idx):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    print("stuck", flush=True)
+    time.sleep(600)
+LitClassifier.%s = step
+"""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -37,7 +47,7 @@ def test_a_signal_to_all_processes_ends_the_run_with_a_checkpoint(number, code, 
 def test_a_signal_during_the_test_ends_it_and_the_next_start_repeats_it(demo_photos, tmp_path):
     folder = tmp_path / "run"
     overrides = [*demo(demo_photos), "trainer.max_epochs=1", "logger=none"]
-    process = start(folder, *overrides, stuck="test_step")
+    process = start(folder, *overrides, first=STUCK % "test_step")
     wait_for(lambda: "stuck" in printed(folder), process)
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
@@ -49,7 +59,7 @@ def test_a_signal_during_the_test_ends_it_and_the_next_start_repeats_it(demo_pho
 
 def test_a_second_signal_ends_the_run_at_once(demo_photos, tmp_path):
     folder = tmp_path / "run"
-    process = start(folder, *demo(demo_photos), *OVERRIDES, stuck="training_step")
+    process = start(folder, *demo(demo_photos), *OVERRIDES, first=STUCK % "training_step")
     for text in ("stuck", "stopping with a checkpoint"):
         wait_for(lambda: text in printed(folder), process)  # noqa: B023
         assert process.exitcode is None
