@@ -22,10 +22,8 @@ def manifest(tmp_path):
 
     def write(unreadable: str = "", colour: dict[str, str] | None = None) -> list[str]:
         rows = []
-        for i in range(24):
-            split = ("train", "train", "val", "test")[i // 2 % 4]
-            path = tmp_path / "photos" / f"{i}.png"
-            write_photo(path, (24, 24))
+        for i, split in enumerate(["train", "train", "train", "train", "val", "val", "test", "test"] * 3):
+            write_photo(path := tmp_path / "photos" / f"{i}.png", (24, 24))
             if split == unreadable:
                 path.write_bytes(b"")
             rows.append([path, "ab"[i % 2], (colour or {}).get(split, "xy")[i % 2 :][:1], split])
@@ -40,16 +38,13 @@ def manifest(tmp_path):
     return write
 
 
-def metrics_of(folder) -> dict:
-    return json.loads((folder / "metrics.json").read_text())
-
-
 def test_a_split_without_a_readable_photo_ends_the_run_in_one_line(manifest, tmp_path):
     for split, count in (("train", 12), ("val", 6), ("test", 6)):
         line = f"not one of the {count} photos of the split {split!r} can be read"
         refuse(line, tmp_path / "run", *manifest(split))
         assert not (tmp_path / "run").exists()
-    assert metrics_of(train(tmp_path / "run", *manifest("test"), "run.test=false"))["test"] == {}
+    folder = train(tmp_path / "run", *manifest("test"), "run.test=false")
+    assert json.loads((folder / "metrics.json").read_text())["test"] == {}
     line = r"data\.crop_to_box: manifest under .* comes without boxes"
     refuse(line, tmp_path / "other", *manifest(), "data.crop_to_box=true")
 
@@ -57,7 +52,7 @@ def test_a_split_without_a_readable_photo_ends_the_run_in_one_line(manifest, tmp
 def test_without_a_monitor_on_validation_its_metrics_are_undefined(manifest, tmp_path, caplog):
     overrides = [*manifest("val"), "callbacks.monitor=train/loss", "trainer.max_epochs=2"]
     folder = train(tmp_path / "run", *overrides, pictures=True)
-    metrics = metrics_of(folder)
+    metrics = json.loads((folder / "metrics.json").read_text())
     assert {"loss", "kind/loss", "kind/top1"} <= set(metrics["val"]) and set(metrics["val"].values()) == {None}
     assert metrics["train"]["loss"] > 0 and "kind/top1" in metrics["test"]
     history = pd.read_csv(folder / "history.csv")
@@ -65,14 +60,13 @@ def test_without_a_monitor_on_validation_its_metrics_are_undefined(manifest, tmp
     assert history["train/loss"].notna().all()
     [row] = runs_frame([read_run(folder)], ["run"]).to_dict("records")
     assert math.isnan(row["lowest_val_loss"]) and math.isnan(row.get("val/loss", math.nan)) and row["train/loss"] > 0
-    assert objective_values(folder, {"val/loss": "min"}) == (
-        None, "val/loss is undefined in the best epoch, or no metric of this training"
-    )  # fmt: skip
+    line = "val/loss is undefined in the best epoch, or no metric of this training"
+    assert objective_values(folder, {"val/loss": "min"}) == (None, line)
 
 
 def test_a_head_without_known_validation_labels_is_undefined_and_no_monitor(manifest, tmp_path):
     overrides = manifest(colour={"train": "xy", "val": "", "test": "xy"})
-    metrics = metrics_of(train(tmp_path / "run", *overrides))
+    metrics = json.loads((train(tmp_path / "run", *overrides) / "metrics.json").read_text())
     val = metrics["val"]
     assert {value for name, value in val.items() if name.startswith("colour/")} == {None} and val["joint/top1"] is None
     assert val["loss"] == pytest.approx(val["kind/loss"]) and "colour/top1" in metrics["test"]
@@ -83,9 +77,7 @@ def test_a_head_without_known_validation_labels_is_undefined_and_no_monitor(mani
     refuse(r"model\.heads\.colour: no training photo of manifest has a known colour", tmp_path / "third", *overrides)
 
 
-def test_a_loss_of_nan_ends_the_run_names_the_photos_and_keeps_the_checkpoint_before(
-    demo_photos, tmp_path, monkeypatch
-):
+def test_a_loss_of_nan_ends_the_run_names_its_photos_and_keeps_the_checkpoint(demo_photos, tmp_path, monkeypatch):
     rows, step = [], LitClassifier.training_step
 
     def training_step(self, batch, batch_idx):

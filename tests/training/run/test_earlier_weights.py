@@ -15,9 +15,8 @@ from tests.inference.model_files import refusal, rewrite
 from tests.inference.tiny import LABELS, save_tiny
 from tests.small_runs import config
 
-LABELS = {name: label for name, label in LABELS.items() if "ids" in label} | {
-    "speed": {"unit": "km/h", "mean": 180.0, "std": 20.0}
-}
+SPEED = {"unit": "km/h", "mean": 180.0, "std": 20.0}
+LABELS = {name: label for name, label in LABELS.items() if "ids" in label} | {"speed": SPEED}
 OWN = (0.5, 0.5, 0.5)  # mean of test_resnet's pretrained weights
 
 
