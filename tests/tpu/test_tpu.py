@@ -164,7 +164,6 @@ EVERYTHING = [
     "+model/head@model.heads.speed=linear", "callbacks.ema_decay=0.9", "trainer.gradient_clip_val=1.0",
     "schedule=one_cycle",
 ]  # fmt: skip
-PLAIN = ["augment=light", "optimizer.lr=0.003"]
 LOSSES = ["train/loss", "val/loss"]
 
 
@@ -201,7 +200,7 @@ def test_a_run_compiles_once_and_stays_on_the_device(demo_photos, tmp_path, coun
 
 
 def test_a_run_equals_the_cpus_and_resumes(demo_photos, tmp_path, counted):
-    plain = [*demo(demo_photos), *PLAIN]
+    plain = [*demo(demo_photos), "augment=light", "optimizer.lr=0.003"]
     cpu = history(train(tmp_path / "cpu", *plain))
     whole = train(tmp_path / "whole", *plain, "trainer=tpu")
     xla = history(whole)

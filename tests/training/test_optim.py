@@ -137,13 +137,6 @@ def test_layer_decay_and_weight_decay_equal_timms(name):
     assert all(ours[name] == pytest.approx(theirs[name]) for name in ours)
 
 
-def test_nested_networks_name_what_is_not_decayed():
-    with torch.device("meta"):
-        inner = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    found = optim.exempt_from_decay(nn.ModuleDict({"backbone": nn.ModuleDict({"backbone": inner})}))
-    assert found == {"backbone.backbone.pos_embed", "backbone.backbone.cls_token"}
-
-
 @pytest.mark.parametrize(("values", "line"), [
     ({"name": "adamm"}, "optimizer.name: 'adamm' is not an optimizer; nearest: adam"),
     ({"arguments": {"beta": 3}}, "optimizer: sgd can't be built with"),
