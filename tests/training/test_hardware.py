@@ -102,11 +102,11 @@ COMPILE = torch.compile
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Run torch.compile without code generation, which takes minutes; a list of the shapes traced, graph by graph."""
+    """Run torch.compile without code generation, which takes minutes; a list of the graphs traced."""
     graphs = []
 
     def backend(graph, inputs):
-        graphs.append([tuple(value.shape) for value in inputs if value.ndim == 4 and value.shape[1] == 3])
+        graphs.append(graph)
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     monkeypatch.setattr(torch, "compile", functools.partial(COMPILE, backend=backend))

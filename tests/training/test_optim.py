@@ -248,7 +248,7 @@ def test_one_cycle_goes_up_and_down_with_momentum_against_it():
     values = [rate for rate, _, _ in found]
     peak = values.index(max(values))
     assert max(values) == pytest.approx(0.2, rel=1e-3) and 28 <= peak <= 31
-    assert values[-1] < 1e-4
+    assert values[0] == pytest.approx(0.2 / 25) and values[-1] < 1e-4
     momenta = [momentum for _, _, momentum in found]
     assert momenta.index(min(momenta)) in (peak - 1, peak, peak + 1) and momenta[0] == 0.95
     assert all(other == pytest.approx(rate / 10) for rate, other, _ in found)

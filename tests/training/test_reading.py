@@ -87,7 +87,7 @@ def photos_with_a_bad_one(tmp_path_factory, demo_photos):
 @pytest.mark.parametrize("on_bad_image", ["skip", "blank"])
 @pytest.mark.parametrize("batch_size", [50, 7])  # 72 photos fill 2 * 36 and 11 * 7 rows
 def test_metrics_are_those_of_the_photos_alone(photos_with_a_bad_one, on_bad_image, batch_size):
-    overrides = ["model.trunk.hidden=[8]", f"model.trunk.activity_l1={0.01}", "model.decoding=joint"]
+    overrides = ["model.trunk.hidden=[8]", "model.trunk.activity_l1=0.01", "model.decoding=joint"]
     overrides += [f"data.batch_size={batch_size}", f"data.on_bad_image={on_bad_image}"]
     cfg = config(*demo(photos_with_a_bad_one), *overrides)
     datamodule = build_datamodule(cfg, None)
