@@ -1,6 +1,6 @@
 """Every experiment builds its network on the meta device; one of each family trains, on miniature data.
 
-Their values: tests/test_golden.py, with tests/golden/configs.yaml. Report R0's curve: tests/training/test_schedules.py.
+Their values: tests/test_golden.py, with tests/golden/configs.yaml. Report R0's curve: tests/training/test_optim.py.
 """
 
 import logging

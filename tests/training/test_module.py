@@ -1,4 +1,4 @@
-"""LitClassifier: its loss recomputed, which photos count, augmentation, repeatability, checkpoints."""
+"""LitClassifier: its loss recomputed, which photos count, augmentation, checkpoints, averaged weights."""
 
 import math
 
@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from carvision.data.table import UNKNOWN
 from carvision.models.classifier import Classifier, Head, Layers
+from carvision.training.callbacks import MovingAverage
 from carvision.training.module import LitClassifier
 from carvision.training.optim import Phase
 
@@ -64,27 +65,21 @@ def fit(lit: LitClassifier, batches: list[dict], epochs: int, *callbacks: pl.Cal
     return trainer
 
 
-def test_overfits_sixteen_random_photos():
-    lit = lit_classifier(heads=("make", "model", "speed"))
+def test_sixteen_random_photos_are_learned_and_a_checkpoint_gives_the_same_logits(tmp_path):
+    lit = lit_classifier(heads=("make", "model", "speed"), decoding="joint")
     trainer = fit(lit, [batch_of()], epochs=40)
     values = {name: value.item() for name, value in trainer.callback_metrics.items()}
     names = [f"{s}/{n}" for s in ("train", "val") for n in ("make/top1", "model/top1", "joint/top1")]
     assert {values[name] for name in names} == {1} and values["val/speed/mae"] < 5, values
     assert values["train/loss_total"] < 0.3
-
-
-def test_a_checkpoint_opens_with_torchs_safe_default_and_gives_the_same_logits(tmp_path):
-    lit = lit_classifier(heads=("make", "model", "speed"), class_weights={"make": [1.0, 2.0, 0.5]}, decoding="joint")
-    trainer = fit(lit, [batch_of(8)], epochs=1)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     checkpoint = torch.load(tmp_path / "last.ckpt")  # refuses anything but tensors and plain values
     assert checkpoint["hyper_parameters"]["description"]["backbone"] == "test_resnet"
     assert all(name.startswith("model.") for name in checkpoint["state_dict"])
     loaded = LitClassifier.load_from_checkpoint(tmp_path / "last.ckpt").eval()
-    photos = batch_of(4, seed=3)["images"]
-    for name, values in lit.eval()(photos).items():
-        assert torch.equal(loaded(photos)[name], values)
     assert loaded.hparams.decoding == "joint"
+    photos = batch_of(4, seed=3)["images"]
+    assert all(torch.equal(loaded(photos)[name], values) for name, values in lit.eval()(photos).items())
 
 
 def normalised(images: torch.Tensor) -> torch.Tensor:
@@ -106,34 +101,21 @@ def test_the_loss_is_the_weighted_sum_of_the_heads_losses_plus_penalties():
     expected["speed"] = F.smooth_l1_loss(logits["speed"][known, 0] / 25, batch["targets"]["speed"][known] / 25)
     total = 0.5 * expected["make"] + expected["model"] + 3 * expected["speed"] + penalty
     assert penalty > 0
-    torch.testing.assert_close(lit.training_step(batch, 0), total)
+    found, weights = lit.training_step(batch, 0), list(lit.parameters())
+    torch.testing.assert_close(found, total)
+    slopes = [torch.autograd.grad(value, weights, materialize_grads=True) for value in (found, total)]
+    torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-5)
     values = lit.train_metrics.compute()
-    assert {name: values[f"{name}/loss"] for name in expected} == pytest.approx(
-        {name: value.item() for name, value in expected.items()}, rel=1e-5
-    )
-    assert values["loss"] == pytest.approx((total - penalty).item(), rel=1e-5)
-    assert values["loss_total"] == pytest.approx(total.item(), rel=1e-5)
+    wanted = {f"{name}/loss": value.item() for name, value in expected.items()}
+    wanted |= {"loss": (total - penalty).item(), "loss_total": total.item()}
+    assert {name: values[name] for name in wanted} == pytest.approx(wanted, rel=1e-5)
 
 
-def gradients(lit: LitClassifier, batch: dict) -> dict[str, torch.Tensor]:
-    lit.zero_grad()
+def test_a_batch_of_unreadable_photos_changes_no_weight():
+    lit, batch = lit_classifier(heads=("make", "model", "speed")).eval(), batch_of()
+    batch["valid"][:], batch["targets"]["speed"][:] = False, math.nan
     lit.training_step(batch, 0).backward()
-    return {name: p.grad.clone() for name, p in lit.named_parameters() if p.grad is not None}
-
-
-def test_unlabelled_and_unreadable_photos_change_no_gradient():
-    lit = lit_classifier(heads=("make", "model", "speed")).eval()  # in eval mode, batch norm does not mix photos
-    batch = batch_of()
-    for name, targets in batch["targets"].items():
-        targets[2:6] = math.nan if name == "speed" else UNKNOWN
-    batch["valid"][9:12] = False
-    kept = [i for i in range(16) if i not in (2, 3, 4, 5, 9, 10, 11)]
-    few = {k: {n: t[kept] for n, t in v.items()} if isinstance(v, dict) else v[kept] for k, v in batch.items()}
-    ours, theirs = gradients(lit, batch), gradients(lit, few)
-    for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-5)
-    batch["valid"][:] = False
-    assert all((gradient == 0).all() for gradient in gradients(lit, batch).values())
+    assert all((p.grad == 0).all() for p in lit.parameters() if p.grad is not None)
 
 
 def test_class_weights_count_in_training_and_not_in_validation():
@@ -187,8 +169,24 @@ def test_mixed_photos_have_the_losses_of_both_weighted_by_their_shares():
 
 def test_the_optimizer_is_not_fused_if_lightning_could_not_clip_its_gradients():
     for precision, clip, fused in (("bf16-mixed", 1.0, False), ("bf16-mixed", None, True)):
-        trainer = pl.Trainer(
-            accelerator="cpu", precision=precision, gradient_clip_val=clip, max_epochs=1, logger=False, barebones=True
-        )
+        options = {"precision": precision, "gradient_clip_val": clip, "max_epochs": 1}
+        trainer = pl.Trainer(accelerator="cpu", logger=False, barebones=True, **options)
         trainer.fit(lit_classifier(), DataLoader([batch_of()], batch_size=None))
         assert bool(trainer.optimizers[0].defaults["fused"]) is fused
+
+
+def test_weights_and_statistics_are_averaged_with_a_decay_that_is_warmed_up():
+    lit, states = lit_classifier(), []
+    kept = pl.callbacks.LambdaCallback(
+        on_train_batch_end=lambda *_: states.append({n: value.clone() for n, value in lit.model.state_dict().items()})
+    )
+    fit(lit, [batch_of(8, seed=seed) for seed in range(10)], 1, kept, MovingAverage(0.5))
+    average = states[0]
+    for num, state in enumerate(states[1:], 1):
+        decay = min(0.5, (1 + num) / (10 + num))  # 0.5 at the eighth update
+        for name, value in state.items():
+            average[name] = decay * average[name] + (1 - decay) * value if value.is_floating_point() else value
+    for name, value in lit.model.state_dict().items():
+        torch.testing.assert_close(value, average[name], rtol=1e-4, atol=1e-6)
+    counters = [value for name, value in average.items() if name.endswith("num_batches_tracked")]
+    assert counters and all(counter == 10 for counter in counters)

@@ -98,13 +98,9 @@ def test_no_step_of_the_augmentation_waits(name):
 
 def test_neither_mixing_losses_penalties_nor_figures_wait():
     loss = {"name": "focal", "form": "softmax", "gamma": 2.0, "alpha": None, "label_smoothing": 0.0}
-    lit = lit_classifier(
-        heads=("make", "model", "speed"),
-        augment=AUGMENT | {"mixup": 0.2, "cutmix": 1.0},
-        loss=loss | {"head_weights": "learned"},
-        class_weights={"make": [1.0, 2.0, 3.0]},
-    )
-    assert waits_of(lit) == []
+    values = {"loss": loss | {"head_weights": "learned"}, "class_weights": {"make": [1.0, 2.0, 3.0]}}
+    augment = AUGMENT | {"mixup": 0.2, "cutmix": 1.0}
+    assert waits_of(lit_classifier(heads=("make", "model", "speed"), augment=augment, **values)) == []
 
 
 def test_a_wait_would_be_found():

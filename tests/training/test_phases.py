@@ -48,9 +48,7 @@ def test_each_phase_has_its_epochs_rates_and_layers(two_phases):
     history = pd.read_csv(two_phases / "history.csv")
     assert list(history["epoch"]) == [0, 1, 2] and list(history["phase"]) == ["head", "upper", "upper"]
     assert history["lr"][1:].tolist() == pytest.approx([1e-6, 1e-6 + (1e-3 - 1e-6) / 6], rel=1e-4)  # from its own start
-    text = (two_phases / "run.log").read_text()
-    assert "phase 1 of 2, head: 1 epochs, adamw, lr 0.01; trained: none" in text
-    assert "phase 2 of 2, upper: 2 epochs, sgd, lr 0.001; trained: partial" in text
+    assert "upper: 2 epochs, sgd, lr 0.001; trained: partial" in (two_phases / "run.log").read_text()
     last = torch.load(two_phases / "checkpoints" / "last.ckpt", weights_only=True)
     assert (last["phase"], last["phase_begun"], last["epoch"]) == (1, 1, 2)
     assert {group["momentum"] for group in last["optimizer_states"][0]["param_groups"]} == {0.5}
@@ -74,17 +72,13 @@ def test_a_mistake_in_a_later_phase_is_reported_before_the_first_begins(upper, l
     assert not (tmp_path / "run").exists()
 
 
-NEVER_BETTER = [
-    "callbacks.monitor=val/loss", "callbacks.patience=1", "callbacks.mode=max", "optimizer.lr=0.01",
-    "+phases.a={epochs:9,train_layers:none}", "+phases.b={epochs:9}", "trainer.max_epochs=null",
-]  # fmt: skip
-
-
 def test_early_stopping_ends_a_phase_for_the_next_start_too(demo_photos, tmp_path):
-    stopped_early = train(tmp_path / "whole", *demo(demo_photos), *NEVER_BETTER)
+    never_better = ["callbacks.monitor=val/loss", "callbacks.patience=1", "callbacks.mode=max", "optimizer.lr=0.01"]
+    never_better += ["+phases.a={epochs:9,train_layers:none}", "+phases.b={epochs:9}", "trainer.max_epochs=null"]
+    stopped_early = train(tmp_path / "whole", *demo(demo_photos), *never_better)
     folder = tmp_path / "run"
     while not (folder / "metrics.json").exists():
-        train(folder, *demo(demo_photos), *NEVER_BETTER, "run.max_epochs_per_start=1")
+        train(folder, *demo(demo_photos), *never_better, "run.max_epochs_per_start=1")
     parts, whole = (pd.read_csv(f / "history.csv")["phase"].tolist() for f in (folder, stopped_early))
     assert parts == whole and set(whole) == {"a", "b"} and len(whole) < 18
     assert "stopped after epoch" in (stopped_early / "run.log").read_text()

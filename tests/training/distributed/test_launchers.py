@@ -2,22 +2,19 @@
 
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests import forked
+from tests import forked, small_runs
 from tests.training.distributed import processes
 
 pytestmark = pytest.mark.slow
 
 SMALL = [
-    "model.backbone=test_convnext", "model.weights=random", "data.image_px=32", "data.batch_size=4",
-    "data.num_workers=0", "callbacks.progress_bar=false", "trainer=ddp", "trainer.accelerator=cpu",
-    "trainer.max_epochs=2",
+    *small_runs.SMALL, "model.backbone=test_convnext", "data.batch_size=4", "trainer=ddp", "trainer.accelerator=cpu"
 ]  # fmt: skip
 # Each process runs this at its start: it records what it opens for writing, makes, renames or removes.
 LOGS_WRITING = """
@@ -48,11 +45,10 @@ def launched(tmp_path_factory) -> Path:
     first = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": processes.free_port()}
     port = processes.free_port()
     machines = [processes.environment(**first, NODE_RANK=rank) for rank in (0, 1)]
+    of_srun, two = [processes.by_srun(rank, 2, port) for rank in (0, 1)], ["trainer.devices=1", "trainer.num_nodes=2"]
     for name, words, started in (
-        ("agent", train, [processes.environment()]),
-        ("machines", [*train, "trainer.devices=1", "trainer.num_nodes=2"], machines),
-        ("srun", train, [processes.by_srun(rank, 2, port) for rank in (0, 1)]),
-    ):
+        ("agent", train, [processes.environment()]), ("machines", [*train, *two], machines), ("srun", train, of_srun)
+    ):  # fmt: skip
         (top / name).mkdir()
         for variables in started:
             path = os.pathsep.join([str(top / "hook"), variables["PYTHONPATH"]])
@@ -91,16 +87,16 @@ def test_all_processes_use_one_folder_and_only_the_first_prints_and_writes(launc
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
 def test_an_error_of_the_second_process_ends_both_in_its_line(tmp_path, launcher):
     """Under torchrun in the file that its agent reads. The first process has only lost the second."""
-    good = processes.write_manifest(tmp_path / "good", {"train": 9, "val": 3, "test": 3})
-    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    data = [processes.write_manifest(tmp_path / name, {"train": 9, "val": 3, "test": 3}) for name in ("good", "bad")]
     for photo in (tmp_path / "bad" / "photos").iterdir():
         photo.write_bytes(f"no photo: {photo.name}".encode())
     port, commands = processes.free_port(), []
-    for rank, data in enumerate((good, [word.replace("/good", "/bad") for word in good])):
+    for rank in (0, 1):
         variables = getattr(processes, f"by_{launcher}")(rank, 2, port)
         if launcher == "torchrun":
             variables["TORCHELASTIC_ERROR_FILE"] = str(tmp_path / f"error.{rank}")
-        commands.append((["carvision.train", *data, *SMALL, "data.on_bad_image=error", "run.dir=mine"], variables))
+        words = ["carvision.train", *data[rank], *SMALL, "data.on_bad_image=error", "run.dir=mine"]
+        commands.append((words, variables))
     (tmp_path / "cwd").mkdir()
     done = processes.run_all(commands, tmp_path / "cwd")
     text = "".join(process.stdout + process.stderr for process in done)

@@ -35,7 +35,7 @@ SHARDED = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """Folders <scenario>_<processes>, plain_3, <scenario>_fsdp of two processes, and cut_fsdp, of two starts."""
+    """Folders <scenario>_<processes>, plain_3, and <scenario>_fsdp of two processes."""
     folder = tmp_path_factory.mktemp("many")
     data = write_manifest(folder / "data", NUM, bad=True)
 
@@ -47,7 +47,6 @@ def trained(tmp_path_factory) -> Path:
     alone = [run(f"{name}_1", 1, "cpu", *own) for name, own in {**SCENARIOS, **SHARDED}.items()]
     two = [run(f"{name}_2", 2, "ddp", *own) for name, own in SCENARIOS.items()]
     two += [run(f"{name}_fsdp", 2, "fsdp", *own) for name, own in SHARDED.items()]
-    two += [run("cut_fsdp", 2, "fsdp", *SHARDED["frozen"], *more) for more in (["run.max_epochs_per_start=1"], [])]
     for num, runs in ((1, alone), (2, two), (3, [run("plain_3", 3, "ddp")])):
         train_together(num, runs)
     return folder
@@ -83,10 +82,3 @@ def test_several_processes_train_as_one(trained, name):
             elif "auc" in metric:  # a score at the edge of a histogram's bin
                 tolerance = {"abs": 1e-3}
             assert ours[split][metric] == (value if value is None else pytest.approx(value, **tolerance)), metric
-
-
-def test_an_interrupted_sharded_run_ends_as_if_undisturbed(trained):
-    cut, whole = (pd.read_csv(trained / n / "history.csv").drop(columns="seconds") for n in ("cut_fsdp", "frozen_fsdp"))
-    pd.testing.assert_frame_equal(cut, whole)
-    state, wanted = (torch.load(trained / n / "checkpoints" / "last.ckpt") for n in ("cut_fsdp", "frozen_fsdp"))
-    torch.testing.assert_close(state["state_dict"], wanted["state_dict"], atol=0, rtol=0)

@@ -1,10 +1,11 @@
-"""Training on cached features equals training through the backbone, and reads each photo once."""
+"""Training on cached features equals training through the backbone, and reads each photo once; their folder."""
 
 import json
 import os
 import shutil
 from unittest import mock
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,6 +13,8 @@ import torch
 from carvision.config.schema import random_transforms
 from carvision.data.loading import dataset
 from carvision.errors import InputError
+from carvision.files.arrays import ArrayWriter
+from carvision.training.features.store import feature_file, make_room, open_features
 from tests.small_runs import config, demo, train
 from tests.training.distributed.processes import write_manifest
 from tests.training.run.test_resume import cut, start_and_cut  # noqa: F401 - cut is a fixture
@@ -158,3 +161,40 @@ def test_random_transforms_are_named_and_features_keep_refused_if_nothing_can_be
                          ("model.train_layers=all", "needs a phase with a frozen backbone")):  # fmt: skip
         with pytest.raises(InputError, match=rf"^features\.keep: true {reason}"):
             train(tmp_path / "run", *demo(demo_photos), *FROZEN, "features.keep=true", word)
+
+
+def write_features(file) -> None:
+    with ArrayWriter(file, "float32") as new:
+        new.append(np.ones((100, 10)))
+        new.finish({"bad": {}})
+
+
+def test_the_least_recently_used_files_make_room(tmp_path):
+    files = [feature_file(str(tmp_path), name * 32) for name in "abcd"]
+    for age, file in enumerate(files):
+        write_features(file)
+        os.utime(file, (1e9 - age, 1e9 - age))
+    size = files[0].stat().st_size
+    open_features(files[3])  # the oldest has just been used
+    partials = [ArrayWriter(feature_file(str(tmp_path), "e" * 32), "float32").partial for _ in range(2)]
+    for partial in partials:
+        partial.touch()
+    os.utime(partials[0], (1e9, 1e9))
+    make_room(tmp_path, 3 * size, needed=size)
+    assert {*tmp_path.iterdir()} == {files[0], files[3], partials[1]}
+
+
+def test_files_of_others_neither_count_nor_are_deleted(tmp_path):
+    ours = feature_file(str(tmp_path), "a" * 32)
+    write_features(ours)
+    names = f"embeddings.npy {'b' * 32}.npy carvision-{'c' * 31}.npy film.mkv.partial {'d' * 32}.safetensors".split()
+    strange = [tmp_path / name for name in names]
+    for file in strange:
+        file.write_bytes(bytes(5000))
+        os.utime(file, (1e9, 1e9))
+    link = feature_file(str(tmp_path), "f" * 32)
+    link.symlink_to(strange[0])
+    make_room(tmp_path, ours.stat().st_size)
+    assert ours.exists()
+    make_room(tmp_path, 0)
+    assert {*tmp_path.iterdir()} == {*strange, link}

@@ -33,10 +33,6 @@ def manifest(tmp_path_factory) -> list[str]:
     return write_manifest(tmp_path_factory.mktemp("data") / "data", {"train": 60, "val": 30, "test": 20}, bad=True)
 
 
-def line_of(folder) -> str:
-    return next(line for line in (folder / "run.log").read_text().splitlines() if "linear start:" in line)
-
-
 @pytest.mark.parametrize("overrides", [
     ["loss.class_weights=balanced", "loss.label_smoothing=0.1", "loss.head_weights=learned"], ["loss=focal_sigmoid"],
     ["model.trunk.hidden=[32]", "model.trunk.dropout=0.1", "model.trunk.batch_norm=true"],
@@ -49,7 +45,7 @@ def test_the_first_heads_are_better_than_random_ones(overrides, manifest, tmp_pa
     linear, random = (pd.read_csv(tmp_path / start / "history.csv").iloc[0] for start in ("linear", "random"))
     assert linear["val/loss"] < 0.95 * random["val/loss"]
     assert linear["val/price/mae"] < 0.9 * random["val/price/mae"]
-    line = line_of(tmp_path / "linear")
+    line = next(line for line in (tmp_path / "linear" / "run.log").read_text().splitlines() if "linear start:" in line)
     assert ("L2 " in line) == (not any("hidden" in value for value in overrides)) and "val: " in line
     assert json.loads((tmp_path / "linear" / "metrics.json").read_text())["seconds"]["linear_start"] > 0
 
@@ -110,9 +106,8 @@ def test_the_strength_is_chosen_on_validation_photos_if_there_are_any():
 
 
 def test_bad_and_unknown_photos_have_no_weight():
-    lit = SimpleNamespace(
-        labels={"make": {"ids": "ab"}}, device="cpu", class_weights={"make": [1.0, 3.0]}, class_loss=None
-    )
+    values = {"labels": {"make": {"ids": "ab"}}, "class_weights": {"make": [1.0, 3.0]}, "class_loss": None}
+    lit = SimpleNamespace(device="cpu", **values)
     part = CachedFeatures(torch.zeros(4, 2), np.arange(4), {1: "empty"}, {"make": torch.tensor([0, 0, -1, 1])})
     _, found = linear_start.head_problem(lit, "make", {"train": part, "val": part})
     assert found["train"][1].tolist() == [1, 0, 0, 3] and found["val"][1].tolist() == [1, 0, 0, 1]

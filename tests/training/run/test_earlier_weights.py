@@ -14,9 +14,8 @@ from carvision.training.build import build_classifier, build_preprocessing
 from tests.inference.tiny import LABELS, refusal, rewrite, save_tiny
 from tests.small_runs import config
 
-LABELS = {name: label for name, label in LABELS.items() if "ids" in label} | {
-    "speed": {"unit": "km/h", "mean": 180.0, "std": 20.0}
-}
+SPEED = {"unit": "km/h", "mean": 180.0, "std": 20.0}
+LABELS = {name: label for name, label in LABELS.items() if "ids" in label} | {"speed": SPEED}
 OWN = (0.5, 0.5, 0.5)  # mean of test_resnet's pretrained weights
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 import carvision
 from carvision.system.versions import name_of, requirements
@@ -16,26 +15,6 @@ from carvision.training.run.single_run import metrics_of
 from carvision.training.trainer import stop_rule
 from tests import forked
 from tests.small_runs import SMALL, config, demo, refuse, train
-
-
-@pytest.fixture
-def class_folders(tmp_path):
-    """Three classes of 12 noisy photos each, one colour a class; in class folders without a split."""
-    random = np.random.default_rng(0)
-    for i, name in enumerate(["blue", "green", "red"]):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for number in range(12):
-            pixels = random.integers(0, 80, (24, 32, 3), dtype=np.uint8)
-            pixels[..., 2 - i] += 150
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
-    return tmp_path / "photos"
-
-
-FOLDS = ["fold_0", "fold_1", "fold_2"]
-
-
-def folder_overrides(root) -> list[str]:
-    return ["data=folder", f"data.root={root}", "data.split.kind=stratified", "data.split.fractions=[0.5,0.25,0.25]"]
 
 
 def test_the_folder_holds_what_the_contract_says(demo_run):
@@ -75,48 +54,36 @@ def test_history_has_a_row_an_epoch_and_metrics_are_those_of_the_best(demo_run):
         assert of_split["independent"] == pytest.approx(expected)
 
 
-def test_all_folds_are_trained_and_their_mean_reported(class_folders, tmp_path):
-    overrides = ["data=folder", f"data.root={class_folders}", "data.split.kind=kfold", "data.split.num_folds=3"]
-    overrides += ["data.split.val_fraction=0.25", "run.price_per_hour=10", "trainer.max_epochs=1"]
-    folder = train(tmp_path / "folds", *overrides)
-    metrics, *each = (json.loads((folder / name / "metrics.json").read_text()) for name in ("", *FOLDS))
+def test_all_folds_are_trained_and_their_mean_reported(demo_photos, tmp_path):
+    overrides = [*demo(demo_photos), "data.split.kind=kfold", "data.split.num_folds=3", "trainer.max_epochs=1"]
+    folder = train(tmp_path / "folds", *overrides, "data.split.val_fraction=0.25", "run.price_per_hour=10")
+    folds = ["fold_0", "fold_1", "fold_2"]
+    metrics, *each = (json.loads((folder / name / "metrics.json").read_text()) for name in ("", *folds))
     assert metrics["cost"] == pytest.approx(sum(part["cost"] for part in each))
     assert metrics["seconds"]["total"] == pytest.approx(sum(part["seconds"]["total"] for part in each), abs=0.01)
-    summary, values = metrics["test"]["class/top1"], [part["test"]["class/top1"] for part in each]
+    summary, values = metrics["test"]["model/top1"], [part["test"]["model/top1"] for part in each]
     assert summary["mean"] == pytest.approx(np.mean(values)) and summary["std"] == pytest.approx(np.std(values, ddof=1))
-    splits = pd.concat([pd.read_csv(folder / name / "splits.csv") for name in FOLDS])
+    splits = pd.concat([pd.read_csv(folder / name / "splits.csv") for name in folds])
     assert sorted(splits.loc[splits["split"] == "test", "path"]) == sorted(set(splits["path"]))
 
 
-def test_a_bad_photo_stops_the_run_or_is_skipped_or_blank_and_is_always_listed(class_folders, tmp_path):
-    bad = class_folders / "red" / "3.png"
-    bad.write_bytes(bad.read_bytes()[:100])
-    overrides = [*folder_overrides(class_folders), "trainer.max_epochs=1"]
-    refuse(r"3\.png.*data\.on_bad_image=skip", tmp_path / "error", *overrides)
-    for kind in ("skip", "blank"):
-        folder = train(tmp_path / kind, *overrides, f"data.on_bad_image={kind}")
-        assert pd.read_csv(folder / "bad_images.csv")["path"].tolist() == ["red/3.png"]
-
-
 @pytest.mark.parametrize(("override", "message"), [
-    ("+model/head@model.heads.colour=linear", "model.heads.colour: folder has no label 'colour'"),
-    ("data.crop_to_box=true", "data.crop_to_box: folder under .* comes without boxes"),
-    ("callbacks.monitor=val/class/aucc", "callbacks.monitor: 'val/class/aucc' .*nearest: val/class/auc"),
+    ("+model/head@model.heads.colour=linear", "model.heads.colour: demo has no label 'colour'"),
+    ("callbacks.monitor=val/model/aucc", "callbacks.monitor: 'val/model/aucc' .*nearest: val/model/auc"),
     ("trainer=gpu", "trainer: this machine can't run trainer.accelerator=gpu"),
-    ("data.root=nowhere", "data.root: .*nowhere.* does not exist"),
 ])  # fmt: skip
-def test_a_mistake_is_refused_in_one_line(class_folders, tmp_path, override, message):
+def test_a_mistake_is_refused_in_one_line(demo_photos, tmp_path, override, message):
     if override == "trainer=gpu" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    refuse(message, tmp_path / "run", *folder_overrides(class_folders), override)
+    refuse(message, tmp_path / "run", *demo(demo_photos), override)
     assert not (tmp_path / "run").exists()  # so that the corrected command can name it again
 
 
-def test_early_stopping_watches_a_metric_of_its_own(class_folders, tmp_path):
+def test_early_stopping_watches_a_metric_of_its_own(demo_photos, tmp_path):
     """The loss falls at every epoch: with the monitor that chooses the best epoch, training would not end."""
     kept = ["callbacks.monitor=train/loss", "callbacks.mode=min", "callbacks.patience=2", "optimizer.lr=0.01"]
     stop = ["callbacks.stop_monitor=train/loss", "callbacks.stop_mode=max"]
-    folder = train(tmp_path / "run", *folder_overrides(class_folders), *kept, *stop, "trainer.max_epochs=9")
+    folder = train(tmp_path / "run", *demo(demo_photos), *kept, *stop, "trainer.max_epochs=9")
     losses = pd.read_csv(folder / "history.csv")["train/loss"]
     assert len(losses) == 3 and losses.is_monotonic_decreasing
     assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == 2

@@ -31,16 +31,12 @@ def begun(made, tmp_path):
     return made[0], shutil.copytree(made[1], tmp_path / "run")
 
 
-def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in Path(folder).iterdir())
-
-
 def test_an_early_error_removes_only_what_this_start_made(demo_photos, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     for folder in (tmp_path / "new", mine):
         refuse("nothing", folder, *demo(demo_photos), "callbacks.monitor=val/nothing")
-    assert not (tmp_path / "new").exists() and names_in(mine) == []
+    assert not (tmp_path / "new").exists() and not [*mine.iterdir()]
     (mine / "tensorboard").mkdir()
     for name in ("notes.txt", "tensorboard/notes.txt", "config.yaml", "tensorboard/events.out.tfevents.1.2"):
         (mine / name).write_text("text")
@@ -48,32 +44,29 @@ def test_an_early_error_removes_only_what_this_start_made(demo_photos, tmp_path)
     assert sorted(path.name for path in mine.rglob("*")) == ["notes.txt", "notes.txt", "tensorboard"]
 
 
-LINKED = (
-    "config.yaml.partial", "history.csv", "history.csv.partial", "seconds.json", "checkpoints/last.ckpt.partial",
-    "checkpoints/best.ckpt.partial", "tensorboard/hparams.yaml", "model.safetensors.partial", "metrics.json.partial",
-)  # fmt: skip
-
-
 def test_nothing_is_written_through_a_link(begun, tmp_path):
+    linked = (
+        "config.yaml.partial", "history.csv", "history.csv.partial", "seconds.json", "metrics.json.partial",
+        "checkpoints/last.ckpt.partial", "checkpoints/best.ckpt.partial", "tensorboard/hparams.yaml",
+        "model.safetensors.partial",
+    )  # fmt: skip
     overrides, folder = begun
     outside = tmp_path / "outside"
     outside.mkdir()
-    for number, name in enumerate(LINKED):
+    for number, name in enumerate(linked):
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(outside / str(number))
         if number % 2:  # the others lead nowhere
             (outside / str(number)).write_text("precious")
     (tmp_path / "link").symlink_to(folder)  # the folder itself may be a link
     train(tmp_path / "link", *overrides)
-    assert is_finished(folder) and not any((folder / name).is_symlink() for name in LINKED)
+    assert is_finished(folder) and not any((folder / name).is_symlink() for name in linked)
     assert {path.read_text() for path in outside.iterdir()} == {"precious"}
-    assert len(names_in(outside)) == len(LINKED) // 2
+    assert len([*outside.iterdir()]) == len(linked) // 2
 
 
 @pytest.mark.parametrize(("name", "line"), [
     ("checkpoints", "checkpoints is a symbolic link to .*outside/checkpoints, outside of"),
-    ("tensorboard", "tensorboard is a symbolic link to .*outside/tensorboard, outside of"),
-    (".lock", "is a symbolic link, and nothing is written through one"),
     ("run.log", "is a symbolic link, and nothing is written through one"),
 ])  # fmt: skip
 def test_folders_and_files_that_are_locked_or_appended_to_must_not_be_links(name, line, begun, tmp_path):
@@ -136,17 +129,13 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused_in_one_line(begun):
     assert len(pd.read_csv(folder / "history.csv")) == 1
 
 
-def test_a_checkpoint_of_another_network_or_epoch_is_refused_in_one_line(begun, demo_photos, tmp_path):
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(begun, demo_photos, tmp_path):
     overrides, folder = begun
     last = folder / "checkpoints" / "last.ckpt"
-    state = torch.load(last, weights_only=True)
     other = train(tmp_path / "other", *overrides, "model.backbone=test_vit", "run.max_epochs_per_start=1")
-    network, epochs = r"last\.ckpt does not fit .* is of another network", "the run has trained 8 epochs already"
-    others = (other / "checkpoints" / "last.ckpt").read_bytes()
-    for content, line in ((others, network), (saved({**state, "epoch": 7}), epochs)):
-        last.unlink()
-        last.write_bytes(content)
-        refuse(line, folder, *overrides)
+    last.unlink()
+    last.write_bytes((other / "checkpoints" / "last.ckpt").read_bytes())
+    refuse(r"last\.ckpt does not fit .* is of another network", folder, *overrides)
 
 
 def test_a_damaged_best_checkpoint_and_damaged_metrics_are_replaced(begun):

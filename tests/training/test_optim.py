@@ -1,6 +1,5 @@
-"""Optimizers against their formulas, weight decay and learning rate of each parameter, SAM, fused kernels."""
+"""Schedules and optimizers against their formulas, decay and rate of each parameter, SAM, fused kernels."""
 
-import copy
 import math
 
 import pytest
@@ -13,14 +12,7 @@ from carvision.config.compose import options_of
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head
 from carvision.training import optim
-from carvision.training.optim import (
-    FUSED,
-    OPTIMIZERS,
-    create_optimizer,
-    exempt_from_decay,
-    lr_factors_of,
-    parameter_groups,
-)
+from carvision.training.optim import OPTIMIZERS, create_optimizer, create_schedule, lr_factor, r0_lr
 from tests.small_runs import config
 
 
@@ -115,11 +107,6 @@ def test_keras_optimizers_are_keras_formulas():
         assert steps == pytest.approx([a - 2.0 for a in expected], rel=1e-3), formula.__name__
 
 
-def within(backbone: nn.Module) -> nn.Module:
-    """Return a network of which `backbone` is the backbone."""
-    return nn.ModuleDict({"backbone": backbone})
-
-
 def classifier() -> Classifier:
     return Classifier("test_resnet", {"make": Head(3), "model": Head(4)}, 32)
 
@@ -134,15 +121,7 @@ def test_the_innermost_module_sets_the_learning_rate():
         assert rate == (0.5 if name.startswith("backbone.layer4") else expected), name
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "vit_small_patch14_reg4_dinov2",
-        "swin_tiny_patch4_window7_224",
-        "convnext_atto",
-        "resnet18",
-    ],
-)
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "swin_tiny_patch4_window7_224", "convnext_atto"])
 def test_layer_decay_and_weight_decay_equal_timms(name):
     with torch.device("meta"):
         whole, backbone = (timm.create_model(name, num_classes=num) for num in (3, 0))
@@ -150,19 +129,12 @@ def test_layer_decay_and_weight_decay_equal_timms(name):
     groups = param_groups_layer_decay(whole, 0.05, exempt, layer_decay=0.7)
     names = {id(parameter): name for name, parameter in whole.named_parameters()}
     theirs = {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
-    model = within(backbone)
-    groups = parameter_groups(model, 1.0, 0.05, lr_factors_of(model, {}, 0.7))
+    model = nn.ModuleDict({"backbone": backbone})
+    groups = optim.parameter_groups(model, 1.0, 0.05, optim.lr_factors_of(model, {}, 0.7))
     names = {id(parameter): name for name, parameter in backbone.named_parameters()}
     ours = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(ours) == len(theirs) - 2  # the classifier's, which the heads replace
     assert all(ours[name] == pytest.approx(theirs[name]) for name in ours)
-
-
-def test_nested_networks_name_what_is_not_decayed():
-    with torch.device("meta"):
-        inner = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    found = exempt_from_decay(within(within(inner)))
-    assert found == {"backbone.backbone.pos_embed", "backbone.backbone.cls_token"}
 
 
 @pytest.mark.parametrize(("values", "line"), [
@@ -206,19 +178,7 @@ def test_sam_steps_with_the_gradient_at_the_worst_point_within_reach():
     assert perturbed == [False, True] * 3
 
 
-def test_sam_follows_a_schedule_and_its_state_survives_saving():
-    one, other = (create_optimizer(network(), **of_conf("adam") | {"lr": 0.1, "sam_rho": 0.1}) for _ in range(2))
-    schedule = torch.optim.lr_scheduler.LambdaLR(one, lambda n: 0.5**n)
-    for parameter in one.param_groups[0]["params"]:
-        parameter.grad = torch.ones_like(parameter)
-    one.step(lambda: torch.tensor(0.0))
-    schedule.step()
-    assert one.base.param_groups[0]["lr"] == 0.05
-    other.load_state_dict(copy.deepcopy(one.state_dict()))
-    assert other.base.param_groups[0]["lr"] == 0.05 and other.base.state and other.state is other.base.state
-
-
-@pytest.mark.parametrize("name", sorted(FUSED))
+@pytest.mark.parametrize("name", sorted(optim.FUSED))
 def test_fused_kernels_are_used_where_they_exist_unless_the_user_says_otherwise(name, monkeypatch):
     def created(**values) -> torch.optim.Optimizer:
         return create_optimizer(network(), **of_conf(name) | values)
@@ -233,3 +193,84 @@ def test_fused_kernels_are_used_where_they_exist_unless_the_user_says_otherwise(
     for one, other, fused in ((optimizer, elsewhere, True), (elsewhere, optimizer, False)):  # resumed on the other
         one.load_state_dict(other.state_dict())
         assert all(bool(group["fused"]) is fused for group in one.param_groups)
+
+
+def schedule_of(name: str) -> dict:
+    return config(f"schedule={name}")["schedule"]
+
+
+def test_r0_is_its_curve_at_every_epoch():
+    for peak in (1e-1, 1e-3):
+        factor = lr_factor(**schedule_of("r0"), lr=peak, num_steps=81 * 7, steps_per_epoch=7)
+        for epoch in range(81):
+            expected = 1e-6 + epoch * (peak - 1e-6) / 6 if epoch < 5 else peak * math.exp(-0.1 * epoch)
+            assert r0_lr(epoch, peak) == pytest.approx(expected, rel=1e-12)
+            for step in (7 * epoch, 7 * epoch + 1, 7 * epoch + 6):
+                assert peak * factor(step) == pytest.approx(expected, rel=1e-12)
+
+
+def test_cosine_rises_linearly_then_falls_as_half_a_cosine():
+    factor = lr_factor("cosine", 0.1, num_steps=100, steps_per_epoch=10, warmup_epochs=2, final_fraction=0.05)
+    for step in range(101):
+        rising, falling = (step + 1) / 20, 0.05 + 0.95 * (1 + math.cos(math.pi * (step - 20) / 80)) / 2
+        expected = rising if step < 20 else falling
+        assert factor(step) == pytest.approx(expected)
+    assert factor(19) == factor(20) == 1
+    assert factor(150) == pytest.approx(0.05)  # no second rise
+    short = lr_factor("cosine", 0.1, num_steps=2, steps_per_epoch=2, warmup_epochs=3)  # still reaches its rate
+    assert max(short(step) for step in (0, 1)) == 1
+    plain = lr_factor("cosine", 0.1, num_steps=10, steps_per_epoch=10)  # no warm-up
+    assert [plain(step) for step in (0, 5, 10)] == pytest.approx([1, 0.5, 0], abs=1e-12)
+
+
+def rates(name: str, num_steps: int, lr: float = 0.2, **values) -> list[tuple]:
+    """Return (rate of the first group, of the second, momentum) at each step; the second group learns at a tenth."""
+    weights = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    made = torch.optim.SGD([{"params": weights[:1]}, {"params": weights[1:], "lr": lr / 10}], lr=lr, momentum=0.9)
+    counts = {"num_steps": num_steps, "steps_per_epoch": 5, "batches_per_epoch": 5}
+    schedule = create_schedule(made, **schedule_of(name) | values, **counts)["scheduler"]
+    found = []
+    for _ in range(num_steps):
+        found.append((made.param_groups[0]["lr"], made.param_groups[1]["lr"], made.param_groups[0].get("momentum")))
+        made.step()
+        schedule.step()
+    return found
+
+
+def test_inverse_time_is_keras_decay():
+    for step, (rate, other, _) in enumerate(rates("inverse_time", 50, decay=0.1)):
+        assert rate == pytest.approx(0.2 / (1 + 0.1 * step))  # Keras' optimizers.py: lr * 1 / (1 + decay * iterations)
+        assert other == pytest.approx(rate / 10)
+
+
+def test_one_cycle_goes_up_and_down_with_momentum_against_it():
+    found = rates("one_cycle", 100)
+    values = [rate for rate, _, _ in found]
+    peak = values.index(max(values))
+    assert max(values) == pytest.approx(0.2, rel=1e-3) and 28 <= peak <= 31
+    assert values[0] == pytest.approx(0.2 / 25) and values[-1] < 1e-4
+    momenta = [momentum for _, _, momentum in found]
+    assert momenta.index(min(momenta)) in (peak - 1, peak, peak + 1) and momenta[0] == 0.95
+    assert all(other == pytest.approx(rate / 10) for rate, other, _ in found)
+    made = torch.optim.RMSprop([nn.Parameter(torch.zeros(2))], lr=0.1, momentum=0.0)  # stays without
+    create_schedule(made, **schedule_of("one_cycle"), num_steps=9, steps_per_epoch=3, batches_per_epoch=3)
+    assert made.param_groups[0]["momentum"] == 0.0
+
+
+def test_plateau_waits_for_its_patience():
+    made = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=1.0)
+    config = create_schedule(made, **schedule_of("plateau"), num_steps=100, steps_per_epoch=2.5, batches_per_epoch=5)
+    assert (config["interval"], config["frequency"], config["monitor"]) == ("step", 5, "val/loss")
+    found = []
+    for loss in (1.0, 0.9, 0.95, 0.91, 0.92, 0.5, 0.6, 0.6, 0.6, 0.6):
+        found.append(made.param_groups[0]["lr"])
+        config["scheduler"].step(loss)
+    # the second epoch without a better loss lowers the rate, as in Keras: 0.95 and 0.91; then 0.6 and 0.6, twice
+    assert found == pytest.approx([1, 1, 1, 1, 0.2, 0.2, 0.2, 0.2, 0.04, 0.04])
+
+
+@pytest.mark.parametrize("values", [{"name": "cosine", "patience": 3}, {"name": "inverse_time"}])
+def test_missing_and_unknown_keys_are_refused_in_one_line(values):
+    made = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=1.0)
+    with pytest.raises(InputError, match=f"^schedule: {values['name']} can't be built with"):
+        create_schedule(made, **values, num_steps=9, steps_per_epoch=3, batches_per_epoch=3)
