@@ -104,7 +104,7 @@ def test_the_loss_is_the_weighted_sum_of_the_heads_losses_plus_penalties():
     found, weights = lit.training_step(batch, 0), list(lit.parameters())
     torch.testing.assert_close(found, total)
     slopes = [torch.autograd.grad(value, weights, materialize_grads=True) for value in (found, total)]
-    torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-4)
     values = lit.train_metrics.compute()
     wanted = {f"{name}/loss": value.item() for name, value in expected.items()}
     wanted |= {"loss": (total - penalty).item(), "loss_total": total.item()}
