@@ -92,10 +92,10 @@ def test_supervised_contrastive_equals_loops(embeddings):
     assert float(ours.supervised_contrastive(embeddings, TARGETS, ALL, temperature)) == pytest.approx(mean(expected))
 
 
-@pytest.mark.parametrize("per_class", [1, 2])
-def test_arcface_equals_loops(embeddings, per_class):
+@pytest.mark.parametrize(("per_class", "margin"), [(1, 0.5), (2, 0.5), (1, 2.5)])  # 2.5: many wider angles exceed pi
+def test_arcface_equals_loops(embeddings, per_class, margin):
     proxies = Proxies(Embedding(proxies_per_class=per_class, num_classes=NUM_CLASSES), NUM_FEATURES)
-    x, margin, scale = embeddings.float(), 0.5, 8.0
+    x, scale = embeddings.float(), 8.0
     found = float(ours.arcface(proxies(x), TARGETS, ALL, margin, scale))
     expected = []
     for i, target in enumerate(TARGETS.tolist()):
