@@ -1,7 +1,9 @@
-"""Compare loading photos into batches: carvision's threads, timm's and torchvision's processes, an earlier checkout.
+"""Compare loading photos into batches: carvision's threads, timm's and torchvision's processes, SPDL's threads, an
+earlier checkout.
 
     python scripts/bench_loader.py --photos FOLDER --threads 1 2                 all four cases
     python scripts/bench_loader.py --photos FOLDER --before CHECKOUT             also carvision as it was there
+    python scripts/bench_loader.py --photos FOLDER --spdl                        also SPDL, which needs FFmpeg
     python scripts/bench_loader.py --photos FOLDER --cases crops decoded --rounds 9
     python scripts/bench_loader.py --photos FOLDER --python-part                 microseconds that hold Python's lock
     python scripts/bench_loader.py --photos FOLDER --waiting --threads 1         of the main thread, for that lock
@@ -10,9 +12,9 @@ Cases: crops (8 to 100 % of the photo's area, photos as they are), default (60 t
 (crops, of photos enlarged to 1600 x 1200), decoded (crops; carvision from a pack of decoded photos, the others from the
 files).
 All resize to 224 px, mirror half of the photos or leave that to the device, and produce what their own training takes:
-carvision and timm uint8 (normalised on the device), torchvision float32. Each candidate is a process of its own that
-stays, with as many threads or worker processes as --threads says; a round is one pass of each, in turns. Rates are
-photos a second, and photos a CPU second of all processes together.
+carvision, timm and SPDL uint8 (normalised on the device), torchvision float32. Each candidate is a process of its own
+that stays, with as many threads or worker processes as --threads says; a round is one pass of each, in turns. Rates
+are photos a second, and photos a CPU second of all processes together.
 """
 
 import argparse
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--before", type=Path, help="an earlier checkout of carvision")
     parser.add_argument("--torchvision", action="store_true")
+    parser.add_argument("--spdl", action="store_true", help="no dependency: pip install spdl")
     parser.add_argument("--count", type=int, default=512, help="photos; of the case large a quarter")
     parser.add_argument("--image-px", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -93,6 +96,8 @@ def compare(case: str, root: Path, threads: int, options: argparse.Namespace) ->
         children["before"] = create("carvision", own_root, options.before.resolve())
     if options.torchvision:
         children["torchvision v2"] = create("torchvision", root, CHECKOUT)
+    if options.spdl:
+        children["SPDL"] = create("spdl", root, CHECKOUT)
     try:
         samples = measure({name: child.ask for name, child in children.items()}, options.rounds, 1, memory=False)
     finally:
@@ -110,7 +115,8 @@ class Child:
     def __init__(self, case: str, threads: int, options: argparse.Namespace, kind: str, root: Path, checkout: Path):
         words = ["--child", kind, "--photos", ".", "--root", root, "--cases", case, "--threads", threads]
         words += ["--image-px", options.image_px, "--batch-size", options.batch_size]
-        environment = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "CARVISION_JPEG": "simplejpeg"}
+        path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
+        environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CARVISION_JPEG": "simplejpeg"}
         self.process = subprocess.Popen(
             [sys.executable, __file__, *map(str, words)], env={**os.environ, **environment}, cwd=checkout,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
@@ -132,8 +138,9 @@ def answer_with_passes(options: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(1)
-    create = {"timm": timm_batches, "torchvision": torchvision_batches, "carvision": carvision_batches}[options.child]
-    batches = create(options)
+    batches = {
+        "timm": timm_batches, "torchvision": torchvision_batches, "carvision": carvision_batches, "spdl": SpdlBatches,
+    }[options.child](options)  # fmt: skip
     for _ in sys.stdin:
         seen, cpu, began = 0, cpu_seconds(), time.perf_counter()
         for batch in batches:
@@ -207,6 +214,49 @@ def torchvision_batches(options: argparse.Namespace) -> Iterable:
     read = partial(decode_image, mode=ImageReadMode.RGB)
     photos = ImageFolder(options.root, v2.Compose(steps), loader=read)
     return DataLoader(photos, options.batch_size, shuffle=True, num_workers=workers, persistent_workers=True)
+
+
+class SpdlBatches:
+    """Threads of SPDL's pipeline that crop, resize and mirror with FFmpeg; a pipeline is built for each pass."""
+
+    def __init__(self, options: argparse.Namespace):
+        [case], [self.threads] = options.cases, options.threads
+        self.scale, self.ratio = CASES[case]
+        self.image_px, self.batch_size = options.image_px, options.batch_size
+        self.files = sorted(map(str, options.root.rglob("*.jpg")))
+
+    def __iter__(self) -> Iterator[tuple]:
+        import torch
+        from spdl.pipeline import PipelineBuilder
+
+        order = [self.files[i] for i in torch.randperm(len(self.files))]
+        builder = PipelineBuilder().add_source(order).pipe(self.read, concurrency=self.threads)
+        pipeline = builder.aggregate(self.batch_size).pipe(self.collate).add_sink(2).build(num_threads=self.threads)
+        with pipeline.auto_stop():
+            yield from pipeline.get_iterator()
+
+    def read(self, file: str):
+        import random
+
+        import spdl.io
+
+        packets = spdl.io.demux_image(file)
+        area = packets.width * packets.height
+        while True:
+            share, ratio = random.uniform(*self.scale), random.uniform(*self.ratio)
+            width, height = round((area * share * ratio) ** 0.5), round((area * share / ratio) ** 0.5)
+            if width <= packets.width and height <= packets.height:
+                break
+        left, top = random.randint(0, packets.width - width), random.randint(0, packets.height - height)
+        steps = [f"crop={width}:{height}:{left}:{top}", f"scale={self.image_px}:{self.image_px}:flags=bicubic"]
+        steps += ["hflip"] * (random.random() < 0.5) + ["format=pix_fmts=rgb24"]
+        return spdl.io.decode_packets(packets, filter_desc=",".join(steps))
+
+    @staticmethod
+    def collate(frames: list) -> tuple:
+        import spdl.io
+
+        return (spdl.io.to_torch(spdl.io.convert_frames(frames)),)
 
 
 def carvision_batches(options: argparse.Namespace) -> Iterable:
