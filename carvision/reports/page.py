@@ -1,31 +1,39 @@
-"""Write a report as a page: one HTML file that can be sent, or Markdown with its pictures beside it."""
+"""Write a report as a page: one HTML file that can be sent, or Markdown with its pictures beside it.
+
+The templates of all pages are in templates/: base.html is their frame and style, macros.html their parts.
+"""
 
 import base64
+import datetime
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from carvision import __version__
 from carvision.files.atomic import write_text
 from carvision.reports.tables import TextTable, escape_markdown, to_markdown
 
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
 class Section:
     """A part of a page: below its heading paragraphs, a table, a picture (PNG) and further HTML, as far as it has them.
 
-    markup: HTML that is shown as it is, so it must hold no text of others; Markdown leaves it out.
+    markup: HTML that is shown as it is, such as a chart; Markdown leaves it out.
     """
 
     heading: str
     texts: Sequence[str] = ()
     table: TextTable | None = None
     picture: Path | None = None
-    markup: str = ""
+    markup: Markup | None = None
 
 
 def sections_of(tables: Sequence[TextTable], pictures: Mapping[str, Path]) -> list[Section]:
@@ -35,13 +43,30 @@ def sections_of(tables: Sequence[TextTable], pictures: Mapping[str, Path]) -> li
 
 
 def write_page(file: Path, title: str, about: str, sections: Sequence[Section]) -> None:
-    """Write one HTML file with everything embedded, which asks no server for anything. about: a line below the title.
+    """Write sections as one HTML file. about: a line below the title."""
+    write_template(file, "sections.html", title=title, about=about, sections=sections)
 
-    All texts are escaped, whatever they hold.
+
+def write_template(file: Path, template: str, **values: Any) -> None:
+    """Write one HTML file with everything embedded, which asks no server for anything, from a file of templates/.
+
+    All texts are escaped, whatever they hold, but for Markup. values: what the template names; each needs "title" and
+    "about", a line below it.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"), {"zip": zip, "base64": _base64})
-    write_text(file, template.render(title=title, about=about, sections=sections) + "\n")
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals.update(zip=zip, base64=_base64, json_block=_json_block)
+    written = f"{datetime.datetime.now():%Y-%m-%d %H:%M}"
+    text = environment.get_template(template).render(version=__version__, written=written, **values)
+    write_text(file, text + "\n")
+
+
+def _json_block(identity: str, value: object) -> Markup:
+    """Return a script element with data for the page's script, in which no text can end the element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return Markup(f'<script type="application/json" id="{identity}">{text}</script>')
 
 
 def _base64(picture: Path) -> str:

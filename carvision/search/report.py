@@ -227,6 +227,8 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
     Holds a lock, as several workers may finish at the same time.
     """
     # matplotlib and jinja2, which only the end of a search needs
+    from markupsafe import Markup
+
     from carvision.reports.page import Section, sections_of, write_page
     from carvision.search.plots import interactive, write_plots
 
@@ -242,7 +244,7 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
         about = f"{line_of(summarise(sweep, trials), sweep)}. {ABOUT}"
         sections = sections_of([table], {})
         if plots := interactive(sweep, study):
-            sections.append(Section("Interactive plots", markup="\n".join(plots)))
+            sections.append(Section("Interactive plots", markup=Markup("\n".join(plots))))
         write_page(sweep.folder / "search.html", sweep.name, about, sections)
     print_table(table, Console(width=None if sys.stdout.isatty() else WIDTH))
     print(f"the best trial, {best[0].number}, over three seeds: {command_of(sweep)}")

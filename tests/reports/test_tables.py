@@ -4,6 +4,7 @@ import io
 from html.parser import HTMLParser
 
 import pytest
+from markupsafe import Markup
 from PIL import Image
 from rich.console import Console
 
@@ -32,7 +33,10 @@ class Page(HTMLParser):
 
 def test_a_page_shows_names_as_they_are_and_asks_no_server(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "a b.png")
-    sections = [*sections_of([TABLE], {HOSTILE: tmp_path / "a b.png"}), Section("", [HOSTILE], markup="<i>ours</i>")]
+    sections = [
+        *sections_of([TABLE], {HOSTILE: tmp_path / "a b.png"}),
+        Section("", [HOSTILE], markup=Markup("<i>ours</i>")),
+    ]
     write_page(tmp_path / "page.html", HOSTILE, HOSTILE, sections)
     page = Page((tmp_path / "page.html").read_text())
     assert page.texts.count(HOSTILE) == 6  # title, heading, line below, name of a column, of a picture, a paragraph
