@@ -57,9 +57,9 @@ def write_template(file: Path, template: str, **values: Any) -> None:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals.update(zip=zip, base64=_base64, json_block=_json_block)
+    own = {"zip": zip, "base64": _base64, "json_block": _json_block}
     written = f"{datetime.datetime.now():%Y-%m-%d %H:%M}"
-    text = environment.get_template(template).render(version=__version__, written=written, **values)
+    text = environment.get_template(template, globals=own).render(version=__version__, written=written, **values)
     write_text(file, text + "\n")
 
 
