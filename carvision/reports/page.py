@@ -6,6 +6,7 @@ The templates of all pages are in templates/: base.html is their frame and style
 import base64
 import datetime
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from markupsafe import Markup
 
 from carvision import __version__
 from carvision.files.atomic import write_text
-from carvision.reports.tables import TextTable, escape_markdown, to_markdown
+from carvision.reports.tables import TextTable, escape_markdown, percent, to_markdown
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -57,7 +58,14 @@ def write_template(file: Path, template: str, **values: Any) -> None:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    own = {"zip": zip, "base64": _base64, "json_block": _json_block}
+    own = {
+        "zip": zip,
+        "base64": _base64,
+        "json_block": _json_block,
+        "percent": percent,
+        "shell": shlex.quote,
+        "python": repr,
+    }
     written = f"{datetime.datetime.now():%Y-%m-%d %H:%M}"
     text = environment.get_template(template, globals=own).render(version=__version__, written=written, **values)
     write_text(file, text + "\n")

@@ -1,0 +1,193 @@
+"""The photos of a page: the surest mistakes and right answers with their heat maps, the nearest training photos, labels
+that are probably wrong.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+import pandas as pd
+import torch
+
+from carvision.data.table import UNKNOWN, Table
+from carvision.embedding.embed import Embedder
+from carvision.explanation.cam import class_activation_maps
+from carvision.explanation.overlay import overlay
+from carvision.inference.predictor import Item, predict_items
+from carvision.metrics.exact_search import nearest
+from carvision.models.classifier import Classifier
+from carvision.run_report.gather import Judged, RunResults
+from carvision.run_report.label_errors import find_label_errors
+from carvision.run_report.photos import data_uri, small_photo, thumbnail
+
+NUM_MISTAKES, NUM_RIGHT, NUM_NEIGHBOURS, NUM_LABEL_ERRORS = 24, 8, 3, 24
+MAX_GALLERY = 2000  # training photos among which the nearest ones are searched
+PHOTO_PX, SMALL_PX = 260, 96
+
+
+@dataclass
+class Example:
+    """A photo of the page. Names are shown; probabilities are of the predicted and the true class, 0..1.
+
+    photo, heat_map: data URIs, "" without. neighbours: (data URI, name of its class) of training photos. note: a line
+    below, such as how the heat map was made.
+    """
+
+    path: str
+    true: str
+    predicted: str
+    prob: float
+    prob_true: float
+    photo: str = ""
+    heat_map: str = ""
+    note: str = ""
+    neighbours: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Training photos with their embeddings, float32 (N, D) of unit length. num_all: training photos there are."""
+
+    table: Table
+    boxes: np.ndarray | None
+    embeddings: np.ndarray
+    num_all: int
+
+
+def surest(results: RunResults, head: str, right: bool, most: int) -> list[int]:
+    """Return the rows of the photos with the highest probability among the mistakes, or among the right answers."""
+    part, predictions = results.heads[head], results.judged[results.split].predictions
+    known = np.flatnonzero(predictions.known(head).numpy())
+    of_kind = np.flatnonzero(part.right == right)
+    order = of_kind[np.argsort(-part.confidence[of_kind], kind="stable")]
+    if right:  # one of each class, as the surest ones are often all of one
+        classes = predictions.targets[head].numpy()[known[order]]
+        order = order[np.sort(np.unique(classes, return_index=True)[1])]
+    return known[order[:most]].tolist()
+
+
+def examples_of(results: RunResults, head: str, rows: Sequence[int], gallery: Gallery | None) -> list[Example]:
+    """Return the photos of these rows, with heat maps of the predicted class and the nearest training photos."""
+    judged, part = results.judged[results.split], results.heads[head]
+    predictions, names = judged.predictions, results.labels[head]["names"]
+    boxes = results.boxes_of(judged.table)
+    probs = predictions.probs(head)
+    found = []
+    for row in rows:
+        true, guess = int(predictions.targets[head][row]), int(part.predicted[row])
+        found.append(
+            Example(
+                predictions.paths[row], names[true], names[guess], float(probs[row, guess]), float(probs[row, true])
+            )
+        )
+    _add_heat_maps(results, judged, head, rows, found, boxes)
+    if gallery is not None and rows:
+        _add_neighbours(results, judged, head, rows, found, gallery)
+    return found
+
+
+def _add_heat_maps(
+    results: RunResults, judged: Judged, head: str, rows: Sequence[int], found: list[Example], boxes: np.ndarray | None
+) -> None:
+    predicted = results.heads[head].predicted
+    for row, example in zip(rows, found, strict=True):
+        box = None if boxes is None else boxes[row]
+        image = small_photo(judged.predictions.photo(row), max(PHOTO_PX, results.preprocessing.size_px), box)
+        if image is None:
+            continue
+        [made] = class_activation_maps(results.model, [image], [None], head, [int(predicted[row])])
+        shown = image.copy()
+        shown.thumbnail((PHOTO_PX, PHOTO_PX))
+        example.photo, example.heat_map = data_uri(shown), data_uri(overlay(shown, made.values))
+        example.note = made.note
+
+
+def embed_gallery(results: RunResults) -> Gallery | None:
+    """Embed training photos, at most MAX_GALLERY, evenly of all classes; None without any."""
+    train = results.train
+    head = results.main_head
+    if not len(train) or head is None or head not in train.labels:
+        return None
+    order = np.random.default_rng(0).permutation(len(train))
+    rank = pd.Series(order).groupby(train.rows[head].to_numpy()[order]).cumcount().to_numpy()
+    chosen = np.sort(order[np.argsort(rank, kind="stable")[:MAX_GALLERY]])
+    mask = np.zeros(len(train), bool)
+    mask[chosen] = True
+    table = train.select(mask & (train.rows[head].to_numpy() != UNKNOWN))
+    embeddings, usable = _embed(results, table)
+    table = table.select(usable)
+    return Gallery(table, results.boxes_of(table), embeddings[usable], len(train)) if len(table) else None
+
+
+def _embed(results: RunResults, table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return the embeddings, float32 (N, D), and whether each photo could be read, bool (N,)."""
+    embedder = Embedder(cast(Classifier, results.model), results.preprocessing)
+    boxes = results.boxes_of(table)
+    items: list[Item] = [(table.photo(i), None if boxes is None else boxes[i]) for i in range(len(table))]
+    data = results.chosen.data
+    batches = list(predict_items(embedder, items, results.device, data["batch_size"], data["num_workers"]))
+    usable = np.array([reason is None for batch in batches for reason in batch.reasons], bool)
+    return torch.cat([batch.logits["embeddings"] for batch in batches]).numpy(), usable
+
+
+def _add_neighbours(
+    results: RunResults, judged: Judged, head: str, rows: Sequence[int], found: list[Example], gallery: Gallery
+) -> None:
+    mask = np.zeros(len(judged.table), bool)
+    mask[list(rows)] = True
+    embeddings, usable = _embed(results, judged.table.select(mask))
+    position = {row: i for i, row in enumerate(sorted(rows))}
+    k = min(NUM_NEIGHBOURS, len(gallery.embeddings))
+    _, near = nearest(embeddings, gallery.embeddings, k)
+    codes, label = gallery.table.rows[head].to_numpy(), gallery.table.class_labels[head]
+    for row, example in zip(rows, found, strict=True):
+        if usable[position[row]]:
+            example.neighbours = [
+                (
+                    thumbnail(gallery.table.photo(i), SMALL_PX, None if gallery.boxes is None else gallery.boxes[i]),
+                    label.names[codes[i]],
+                )
+                for i in near[position[row]]
+            ]
+
+
+def class_samples(results: RunResults, head: str, size_px: int, quality: int) -> list[str]:
+    """Return a photo of each class as a data URI, of the training photos if there are any, "" where there is none."""
+    train = results.train if len(results.train) else results.judged[results.split].table
+    ids = results.labels[head]["ids"]
+    samples = [""] * len(ids)
+    if head not in train.class_labels:
+        return samples
+    boxes, own_ids = results.boxes_of(train), train.class_labels[head].ids
+    codes = train.rows[head].to_numpy()
+    first = {own_ids[code]: row for row, code in reversed(list(enumerate(codes))) if code != UNKNOWN}
+    for code, identity in enumerate(ids):
+        if identity in first:
+            row = first[identity]
+            samples[code] = thumbnail(train.photo(row), size_px, None if boxes is None else boxes[row], quality)
+    return samples
+
+
+def wrong_labels(results: RunResults, head: str) -> pd.DataFrame:
+    """Return the validation and test photos whose label is probably wrong, most likely first.
+
+    Columns: split, path, given, suggested (names), score (0..1, of the given label; low is suspicious), row.
+    """
+    frames = []
+    for split, judged in results.judged.items():
+        predictions = judged.predictions
+        known = np.flatnonzero(predictions.known(head).numpy())
+        if len(known):
+            found = find_label_errors(predictions.probs(head)[known].numpy(), predictions.targets[head][known].numpy())
+            frames.append(found.assign(row=known[found["row"]], split=split))
+    if not frames:
+        return pd.DataFrame(columns=["split", "path", "given", "suggested", "score", "row"])
+    names = np.array(results.labels[head]["names"], dtype=object)
+    found = pd.concat(frames).sort_values("score", kind="stable", ignore_index=True)
+    paths = [
+        results.judged[split].predictions.paths[row] for split, row in zip(found["split"], found["row"], strict=True)
+    ]
+    given, suggested = names[found["given"].to_numpy(int)], names[found["suggested"].to_numpy(int)]
+    found = found.assign(path=paths, given=given, suggested=suggested)
+    return found[["split", "path", "given", "suggested", "score", "row"]]

@@ -1,0 +1,103 @@
+"""Say in a sentence how good a model is, and above which probability to believe it."""
+
+import numpy as np
+
+from carvision.evaluation.calibration import accuracy_by_coverage
+from carvision.reports.tables import percent
+from carvision.run_report.gather import RunResults
+
+WANTED = 0.95  # accuracy of the answers that are worth believing, at least
+MIN_ANSWERS = 20  # validation photos by which a threshold is chosen, at least
+STEPS = 101  # of the slider
+
+
+def verdict(results: RunResults) -> list[str]:
+    """Return sentences: accuracy with its interval, the threshold of WANTED, other heads, what is uncertain."""
+    head, values, intervals = results.main_head, results.measured.values, results.measured.intervals
+    what = f"{results.split if results.split == 'test' else 'validation'} photos"
+    if head is None:
+        return _number_sentences(results, what)
+    part = results.heads[head]
+    name = f"{head}/top1"
+    low, high = intervals.get(name, (np.nan, np.nan))
+    several = f"The {head} is right" if len(results.labels) > 1 else "Right"
+    sentences = [
+        f"{several} in {percent(values[name])} % [{percent(low)}, {percent(high)}] of {len(part.right):,} {what}."
+    ]
+    others = [other for other in results.heads if other != head]
+    sentences += [f"The {other} is right in {percent(values[f'{other}/top1'])} %." for other in others]
+    if "joint/top1" in values and len(results.heads) > 1:
+        sentences.append(f"All labels are right in {percent(values['joint/top1'])} %.")
+    sentences.append(_belief(results, head))
+    if results.split == "val":
+        sentences.append(
+            "There are no test photos: the epoch was chosen by these photos, so the truth is a little worse."
+        )
+    if high - low > 0.1:
+        sentences.append("The interval is wide, as there are few photos: more of them would tell more.")
+    return sentences
+
+
+def _belief(results: RunResults, head: str) -> str:
+    """Return the sentence about the probability above which answers can be believed."""
+    part = results.heads[head]
+    threshold = threshold_of(results, head)
+    if threshold is None:
+        return "No probability sets right answers apart: check every one."
+    accepted = part.confidence >= threshold
+    if not accepted.any():
+        return f"Believe it above {threshold:.2f}, which no photo here reaches."
+    return (
+        f"Believe it above {threshold:.2f}: so sure it is of {percent(accepted.mean(), 0)} % of the photos, and of "
+        f"these it is right in {percent(part.right[accepted].mean())} %."
+    )
+
+
+def threshold_of(results: RunResults, head: str) -> float | None:
+    """Return the lowest probability above which half as many validation photos are wrong as of all, and at most 5 %.
+
+    None if there is none. Without validation photos it is chosen by those shown.
+    """
+    confidence, right = _confidence_and_right(results, head, "val" if "val" in results.judged else results.split)
+    if not len(right):
+        return None
+    wanted = max(WANTED, 1 - (1 - right.mean()) / 2)
+    accuracy, thresholds = accuracy_by_coverage(confidence, right)
+    last_of_ties = np.append(thresholds[1:] != thresholds[:-1], True)
+    enough = np.flatnonzero((accuracy >= wanted) & last_of_ties & (np.arange(1, len(right) + 1) >= MIN_ANSWERS))
+    return float(thresholds[enough[-1]]) if len(enough) else None
+
+
+def _confidence_and_right(results: RunResults, head: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probability of the predicted class and whether it is right, of the photos of known class."""
+    if split == results.split:
+        part = results.heads[head]
+        return part.confidence, part.right
+    predictions = results.judged[split].predictions
+    known = predictions.known(head)
+    confidence, likeliest = predictions.probs(head)[known].max(dim=1)
+    return confidence.numpy(), (likeliest == predictions.targets[head][known]).numpy()
+
+
+def slider_steps(confidence: np.ndarray, right: np.ndarray) -> list[list[float | None]]:
+    """Return [accuracy or None, share of photos] for answers with a probability of at least 0.00, 0.01, ..., 1.00."""
+    steps: list[list[float | None]] = []
+    for threshold in np.linspace(0, 1, STEPS):
+        accepted = confidence >= threshold
+        accuracy = float(right[accepted].mean()) if accepted.any() else None
+        steps.append([accuracy, float(accepted.mean())])
+    return steps
+
+
+def _number_sentences(results: RunResults, what: str) -> list[str]:
+    sentences = []
+    for name, label in results.labels.items():
+        if f"{name}/mae" in results.measured.values:
+            low, high = results.measured.intervals[f"{name}/mae"]
+            error = results.measured.values[f"{name}/mae"]
+            count = int(results.judged[results.split].predictions.known(name).sum())
+            sentences.append(
+                f"The {name} is wrong by {error:.4g} {label.get('unit', '')} [{low:.4g}, {high:.4g}] on average, over "
+                f"{count:,} {what}."
+            )
+    return sentences

@@ -1,0 +1,157 @@
+"""Write the page of a run: report.html in its folder."""
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+from markupsafe import Markup
+
+from carvision.evaluation.calibration import reliability
+from carvision.evaluation.metrics import class_table
+from carvision.evaluation.report import calibration_tables, metric_tables
+from carvision.files.atomic import write_csv
+from carvision.reports.charts import Axis, Line, line_chart
+from carvision.reports.page import write_template
+from carvision.reports.tables import percent
+from carvision.run_report.confusion import confusion_data
+from carvision.run_report.examples import (
+    MAX_GALLERY,
+    NUM_LABEL_ERRORS,
+    NUM_MISTAKES,
+    NUM_RIGHT,
+    PHOTO_PX,
+    class_samples,
+    embed_gallery,
+    examples_of,
+    surest,
+    wrong_labels,
+)
+from carvision.run_report.facts import curves, data_sheet, run_facts, run_warnings
+from carvision.run_report.gather import RunResults, gather
+from carvision.run_report.photos import thumbnail
+from carvision.run_report.verdict import slider_steps, threshold_of, verdict
+
+log = logging.getLogger(__name__)
+
+REPORT, LABEL_ERRORS = "report.html", "label_errors_{}.csv"
+SAMPLES_BYTES = 2_500_000  # of the photos of all classes, at most
+
+
+def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
+    """Write report.html into the run's folder and return its path.
+
+    run: the folder of a finished run. overrides: of the data group, as data.root=<where the photos are now>. Also
+    writes label_errors_<head>.csv if labels of validation or test photos are probably wrong. Raises InputError if the
+    model or its photos can't be read.
+    """
+    results = gather(run, overrides, device)
+    main = results.main_head
+    gallery = embed_gallery(results)
+    heads = [_head_values(results, head) for head in results.heads]
+    mistakes, right, suspicious = [], [], pd.DataFrame()
+    if main is not None:
+        mistakes = examples_of(results, main, surest(results, main, False, NUM_MISTAKES), gallery)
+        right = examples_of(results, main, surest(results, main, True, NUM_RIGHT), None)
+        suspicious = wrong_labels(results, main)
+        file = results.folder / LABEL_ERRORS.format(main)
+        if len(suspicious):
+            write_csv(file, suspicious.drop(columns="row"))
+        else:
+            file.unlink(missing_ok=True)
+    tables, notes = data_sheet(results)
+    judged = results.judged[results.split]
+    file = results.folder / REPORT
+    write_template(
+        file,
+        "run.html",
+        title=results.folder.resolve().name,
+        about=f"{results.table.name}, judged on {len(judged.table):,} {results.split} photos",
+        verdict=verdict(results),
+        facts=run_facts(results),
+        warnings=run_warnings(results.folder),
+        curves=curves(results),
+        metrics=metric_tables(results.measured.values, results.measured.intervals, results.labels),
+        calibration=calibration_tables(
+            results.measured.values, results.measured.intervals, judged.predictions.temperature, list(results.heads)
+        ),
+        heads=heads,
+        main=main,
+        mistakes=mistakes,
+        num_mistakes=results.heads[main].mistakes if main else 0,
+        right=right,
+        gallery_note=_gallery_note(gallery),
+        suspicious=_suspicious_rows(results, suspicious),
+        num_suspicious=len(suspicious),
+        label_file=LABEL_ERRORS.format(main),
+        sheet=tables,
+        sheet_notes=notes,
+        bad=results.bad,
+        run=str(results.folder),
+    )
+    return file
+
+
+def _head_values(results: RunResults, head: str) -> dict:
+    """Return what the template shows of a head: classes, confusions, how far its probabilities can be believed."""
+    part, predictions = results.heads[head], results.judged[results.split].predictions
+    table = class_table(predictions, head, results.labels, part.predicted)
+    ids = results.labels[head]["ids"]
+    budget = SAMPLES_BYTES / len(results.heads) / len(ids)
+    size_px, quality = (64, 70) if budget > 2400 else (40, 60) if budget > 1200 else (28, 50)
+    samples = class_samples(results, head, size_px, quality) if budget > 700 else [""] * len(ids)
+    of_id = dict(zip(ids, samples, strict=True))
+    known = predictions.known(head)
+    bins = reliability(predictions.probs(head)[known], predictions.targets[head][known])
+    return {
+        "head": head,
+        "classes": [
+            {**row, "sample": of_id[row["id"]], "wrong": row["photos"] - row["right"]}
+            for row in table.to_dict("records")
+        ],
+        "has_parent": bool((table["parent"] != "").any()),
+        "sample_px": size_px,
+        "note": part.note,
+        "confusion": confusion_data(results, head),
+        "steps": slider_steps(part.confidence, part.right),
+        "threshold": threshold_of(results, head),
+        "photos": len(part.right),
+        "reliability": _reliability_chart(bins, head),
+    }
+
+
+def _reliability_chart(bins: pd.DataFrame, head: str) -> Markup:
+    filled = bins[bins["photos"] > 0]
+    texts = [
+        f"{row['photos']:,} photos: mean probability {percent(row['confidence'])} %, right {percent(row['accuracy'])} %"
+        for row in filled.to_dict("records")
+    ]
+    lines = [
+        Line("as sure as right", [0, 1], [0, 1], 5, dashed=True),
+        Line(
+            "these photos, in bins of probability",
+            filled["confidence"].tolist(),
+            filled["accuracy"].tolist(),
+            0,
+            texts=texts,
+        ),
+    ]
+    x = Axis("probability of the predicted class, %", percent=True, limits=(0, 1))
+    return line_chart(lines, x, Axis("accuracy, %", percent=True, limits=(0, 1)), f"Probability and accuracy of {head}")
+
+
+def _gallery_note(gallery) -> str:
+    if gallery is None:
+        return ""
+    count = len(gallery.table)
+    of_all = f" (of {gallery.num_all:,})" if gallery.num_all > MAX_GALLERY else ""
+    return f"Below: the nearest of {count:,} training photos{of_all}."
+
+
+def _suspicious_rows(results: RunResults, suspicious: pd.DataFrame) -> list[dict]:
+    rows = []
+    for row in suspicious.head(NUM_LABEL_ERRORS).to_dict("records"):
+        judged = results.judged[row["split"]]
+        boxes = results.boxes_of(judged.table)
+        box = None if boxes is None else boxes[row["row"]]
+        rows.append({**row, "photo": thumbnail(judged.predictions.photo(row["row"]), PHOTO_PX, box)})
+    return rows
