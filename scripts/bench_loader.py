@@ -242,11 +242,13 @@ class SpdlBatches:
 
         packets = spdl.io.demux_image(file)
         area = packets.width * packets.height
-        while True:
+        for _ in range(10):
             share, ratio = random.uniform(*self.scale), random.uniform(*self.ratio)
             width, height = round((area * share * ratio) ** 0.5), round((area * share / ratio) ** 0.5)
             if width <= packets.width and height <= packets.height:
                 break
+        else:
+            width, height = packets.width, packets.height
         left, top = random.randint(0, packets.width - width), random.randint(0, packets.height - height)
         steps = [f"crop={width}:{height}:{left}:{top}", f"scale={self.image_px}:{self.image_px}:flags=bicubic"]
         steps += ["hflip"] * (random.random() < 0.5) + ["format=pix_fmts=rgb24"]
