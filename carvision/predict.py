@@ -1,13 +1,9 @@
-"""python -m carvision.predict RUN PHOTO...: a table of predicted classes, a row a photo. See --help.
-
-An import of this module hides the function carvision.predict, so the module can be called as that function is.
-"""
+"""python -m carvision.predict RUN PHOTO...: a table of predicted classes, a row a photo. See --help."""
 
 import argparse
 import logging
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from carvision.config.options import add_device, add_run, create_parser, log_to_stderr, whole_from, words_of
@@ -31,15 +27,6 @@ HELP = """Predict the classes of photos with a trained model: a row a photo, in 
 
 The output is FILE.partial until it is complete; if the command is killed, the same one resumes where it stopped.
 """
-
-
-class CallableModule(ModuleType):
-    """A module that is called as the function carvision.predict is."""
-
-    def __call__(self, model, photos, **options):
-        from carvision.inference import in_process
-
-        return in_process.predict(model, photos, **options)
 
 
 def main() -> None:
@@ -131,5 +118,3 @@ def shot_of(tally: "Tally", photo: "Photo", truth: "Truth", row: "Row") -> "Shot
 
 if __name__ == "__main__":
     main()
-else:
-    sys.modules[__name__].__class__ = CallableModule

@@ -12,7 +12,6 @@ import numpy as np
 from torch import Tensor
 
 from carvision.errors import InputError
-from carvision.inference.sources import Photo
 
 if TYPE_CHECKING:
     from carvision.inference.predictor import Predictor
@@ -83,10 +82,10 @@ def column_name(label: str, rank: int) -> str:
 def rows_of(
     predictor: "Predictor",
     layout: Layout,
-    photos: list[Photo],
+    paths: list[str],
     truths: list[Truth],
     logits: dict[str, Tensor],
-    reasons: list,
+    reasons: list[str | None],
 ) -> list[Row]:
     """Return one row per photo. logits: {head: (B, C)}; reasons: why a photo is unusable, else None."""
     probs = {head: values.numpy() for head, values in predictor.probs(logits).items()}
@@ -103,19 +102,19 @@ def rows_of(
         return [{"id": ids[code], "name": names[code], "prob": float(probs[head][i, code])} for code in codes]
 
     rows = []
-    for i, (photo, truth) in enumerate(zip(photos, truths, strict=True)):
+    for i, (path, truth) in enumerate(zip(paths, truths, strict=True)):
         known = {head: predictor.classes[head][code] for head, code in truth.items() if code is not None}
         values = (value[i] for value in (*probs.values(), *numbers.values()))
         reason = reasons[i] or (None if all(np.isfinite(value).all() for value in values) else NOT_A_NUMBER)
         if reason:
             labels = {label: [] if label in probs else None for label in predictor.labels}
-            rows.append(Row(photo.path, labels, reason, known))
+            rows.append(Row(path, labels, reason, known))
             continue
         labels = {
             label: classes(label, i) if label in probs else float(numbers[label][i]) for label in predictor.labels
         }
         vectors = {head: values[i] for head, values in probs.items()} if layout.probs else {}
-        rows.append(Row(photo.path, labels, None, known, vectors))
+        rows.append(Row(path, labels, None, known, vectors))
     return rows
 
 

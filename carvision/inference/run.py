@@ -236,7 +236,7 @@ def predict_photos(
     for batch in predict_items(predictor, items(), **reading):
         taken = [waiting.popleft() for _ in batch.items]
         known = [truths.codes(photo) for photo in taken]
-        rows = rows_of(predictor, layout, taken, known, batch.logits, batch.reasons)
+        rows = rows_of(predictor, layout, [photo.path for photo in taken], known, batch.logits, batch.reasons)
         output.write(rows)
         for photo, truth, row in zip(taken, known, rows, strict=True):
             on_row(photo, truth, row)
