@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -119,6 +119,13 @@ def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> fl
         scale = values.abs().max().clamp(min=1e-6)
         largest = max(largest, ((values - theirs[name]).abs().max() / scale).item())
     return largest
+
+
+@torch.no_grad()
+def difference_from(model: LoadedClassifier, run: Callable[[Tensor], dict[str, Tensor]]) -> float:
+    """Return the largest_difference between the logits of the model and those of `run`, for one image and for three."""
+    batches = (random_images(num, model.preprocessing.size_px) for num in (1, 3))
+    return max(largest_difference(model(images), run(images)) for images in batches)
 
 
 def require_agreement(difference: float, allowed: float, what: str) -> None:
