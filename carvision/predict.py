@@ -10,7 +10,7 @@ from carvision.config.options import add_device, add_run, create_parser, log_to_
 from carvision.errors import drop_output, one_line_errors
 
 if TYPE_CHECKING:
-    from carvision.inference.rows import Row, Truth
+    from carvision.inference.rows import Row, TrueCodes
     from carvision.inference.run import Tally
     from carvision.inference.sources import Photo
     from carvision.reports.photos import Shot
@@ -101,7 +101,7 @@ def draw_grid(file: Path, tally: "Tally", drawn: list, by_class: bool) -> None:
         plot_predictions([shot_of(tally, *row) for row in drawn], file)
 
 
-def shot_of(tally: "Tally", photo: "Photo", truth: "Truth", row: "Row") -> "Shot":
+def shot_of(tally: "Tally", photo: "Photo", codes: "TrueCodes", row: "Row") -> "Shot":
     """Return a photo of the grid, with a caption for each label."""
     from carvision.reports.photos import Caption
 
@@ -110,7 +110,7 @@ def shot_of(tally: "Tally", photo: "Photo", truth: "Truth", row: "Row") -> "Shot
         if label not in tally.class_ids:
             captions.append(Caption(f"{label} {found:.4g}"))
             continue
-        code = truth.get(label)
+        code = codes.get(label)
         right = None if code is None else tally.is_right(label, code, row)
         captions.append(Caption(found[0]["name"], found[0]["prob"], row.truth.get(label), right))
     return photo.file, photo.box, captions

@@ -24,8 +24,8 @@ from carvision.evaluation.select import (
     select_split,
 )
 from carvision.files.atomic import atomic_file, write_csv, write_json
+from carvision.files.folders import output_folder
 from carvision.files.log import start_log
-from carvision.files.output_folder import output_folder
 from carvision.inference import model_file
 from carvision.inference.predictor import Predictor, choose_device
 from carvision.inference.rows import Layout, header, rows_of, to_text

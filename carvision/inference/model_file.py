@@ -263,29 +263,24 @@ def _assemble(described: ModelDescription, tensors: dict[str, Tensor]) -> Loaded
 def find_model(path: Path) -> tuple[Path, Path]:
     """Return a model's folder and its model.json. Raises InputError if there is none."""
     try:
-        return _find_model(path)
+        folder = path if path.is_dir() else path.parent
+        missing = next((each for each in (path, folder / DESCRIPTION) if not each.exists()), None)
+        parts = sorted(folder.glob(f"*_*/{DESCRIPTION}")) if missing else []
+        part = next((each.parent for each in parts if each.parent.name.startswith(("fold_", "seed_"))), None)
+        is_other = path.is_file() and path.suffix != ".safetensors" and path.name != DESCRIPTION
     except OSError as error:  # a name that is too long, a folder without permission
         raise InputError(f"{str(path)[:400]}: can't be opened ({error.strerror}); give a run's folder") from None
-
-
-def _find_model(path: Path) -> tuple[Path, Path]:
-    if path.is_file() and path.suffix != ".safetensors" and path.name != DESCRIPTION:
+    if is_other:
         run = path.absolute().parent.parent
         way = f"give its run, {run}" if (run / DESCRIPTION).is_file() else "give the folder of a finished run"
         raise InputError(
             f"{path}: not a model file; {way}, or its {WEIGHTS} (training begins from a checkpoint with model.weights=)"
         )
-    folder = path if path.is_dir() else path.parent
-    file = folder / DESCRIPTION
-    if not file.is_file():
-        for what in ("fold", "seed"):
-            part = next((each.parent for each in sorted(folder.glob(f"{what}_*/{DESCRIPTION}"))), None)
-            if part:
-                raise InputError(f"{path}: holds the {what}s of a run; give one of them, such as {part}")
-    if not path.exists() or not file.is_file():
-        needed = path if not path.exists() else file
-        raise InputError(f"{path}: no model there ({needed} does not exist); give the folder of a finished run")
-    return folder, file
+    if part:
+        raise InputError(f"{path}: holds the {part.name[:4]}s of a run; give one of them, such as {part}")
+    if missing:
+        raise InputError(f"{path}: no model there ({missing} does not exist); give the folder of a finished run")
+    return folder, folder / DESCRIPTION
 
 
 def require_fitting(network: NetworkDescription, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -295,11 +290,11 @@ def require_fitting(network: NetworkDescription, shapes: dict[str, tuple[int, ..
     """
     sizes = [size for shape in shapes.values() if 0 not in shape for size in shape]  # 0: it takes no byte of the file
     _require_layers(network, {shape for shape in shapes.values() if 0 not in shape}, len(shapes))
-    numbers = [value for value in values_within(network.get("backbone_kwargs", {})) if isinstance(value, int | float)]
-    if numbers and max(map(abs, numbers)) > max(LARGEST_NUMBER, *sizes):
-        raise ValueError(f"backbone_kwargs hold {max(map(abs, numbers)):g}, and no weights are of that size")
-    if sum(map(abs, numbers)) > max(LARGEST_SUM, *sizes):  # timm makes lists of as many blocks before it makes one
-        raise ValueError(f"backbone_kwargs hold {sum(map(abs, numbers)):g} in all, and no weights are of that size")
+    values = values_within(network.get("backbone_kwargs", {}))
+    numbers = [0, *(abs(value) for value in values if isinstance(value, int | float))]
+    # The sum, as timm makes lists of as many blocks before it makes one
+    if max(numbers) > max(LARGEST_NUMBER, *sizes) or sum(numbers) > max(LARGEST_SUM, *sizes):
+        raise ValueError(f"backbone_kwargs hold numbers up to {max(numbers):g}, and no weights are of that size")
     limits = _limits(network, shapes)
     try:
         with torch.device("meta"), WithoutValues(), limits:  # parameters that take no memory

@@ -22,7 +22,7 @@ JSON_LINES = ".jsonl"
 
 # What a column holds: "text", "number", or the class ids of a vector of probabilities
 Kind = str | tuple[str, ...]
-Truth = dict[str, int | None]  # {head: code, None if unknown}
+TrueCodes = dict[str, int | None]  # {head: code of the true class, None if unknown}
 
 
 class Row(NamedTuple):
@@ -83,7 +83,7 @@ def rows_of(
     predictor: "Predictor",
     layout: Layout,
     paths: list[str],
-    truths: list[Truth],
+    true_codes: list[TrueCodes],
     logits: dict[str, Tensor],
     reasons: list[str | None],
 ) -> list[Row]:
@@ -102,8 +102,8 @@ def rows_of(
         return [{"id": ids[code], "name": names[code], "prob": float(probs[head][i, code])} for code in codes]
 
     rows = []
-    for i, (path, truth) in enumerate(zip(paths, truths, strict=True)):
-        known = {head: predictor.classes[head][code] for head, code in truth.items() if code is not None}
+    for i, (path, codes) in enumerate(zip(paths, true_codes, strict=True)):
+        known = {head: predictor.classes[head][code] for head, code in codes.items() if code is not None}
         values = (value[i] for value in (*probs.values(), *numbers.values()))
         reason = reasons[i] or (None if all(np.isfinite(value).all() for value in values) else NOT_A_NUMBER)
         if reason:
