@@ -55,7 +55,7 @@ def input_and_output(model: LoadedClassifier) -> dict:
     labels = model.about["labels"]
     return {
         **model.preprocessing.as_dict(),
-        "crop_to_box": bool(model.crop_to_box),
+        "crop_to_box": model.crop_to_box,
         "classes": model.classes,
         "class_ids": model.class_ids,
         "parents": {child: [parent, codes.tolist()] for child, (parent, codes) in model.parents.items()},

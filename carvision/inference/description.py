@@ -140,12 +140,12 @@ def read_description(file: Path) -> ModelDescription:
     if "sha256" not in described:
         raise InputError(f"{file}: sha256 is missing; the model is damaged or was changed by hand")
     if is_number and version < FORMAT:
-        described |= {"format": FORMAT, "network": without_doubled(described.get("network"))}
+        described |= {"format": FORMAT, "network": stored_network(described.get("network"))}
     check_description(described, file)
     return cast(ModelDescription, described)
 
 
-def without_doubled(network: Any) -> Any:
+def stored_network(network: Any) -> Any:
     """Return a Classifier's description without what labels and preprocessing hold, too, as model.json stores it."""
     if not isinstance(network, dict) or not isinstance(network.get("heads"), dict):
         return network

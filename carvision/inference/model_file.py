@@ -29,8 +29,8 @@ from carvision.inference.description import (
     network_of,
     read_description,
     read_json,
+    stored_network,
     values_within,
-    without_doubled,
 )
 from carvision.models.backbones import create_backbone, read_pickled, tensor_shapes
 from carvision.models.classifier import Classifier, NetworkDescription, classifier_from
@@ -136,7 +136,7 @@ def save(
         sha256 = _sha256(part)
     description: ModelDescription = {
         "format": FORMAT,
-        "network": without_doubled(model.description),
+        "network": stored_network(model.description),
         "labels": labels,
         "preprocessing": preprocessing.as_dict(),
         "crop_to_box": crop_to_box,
@@ -156,15 +156,7 @@ def write_description(folder: Path, description: ModelDescription) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> LoadedClassifier:
-    """Load the network of a run's folder, or of its model.safetensors, as a torch.nn.Module in eval mode, with
-
-    model(images) -> {head: logits}          images float (B, 3, H, W) as model.transform gives them
-    model.transform(PIL image, box=None) -> (3, H, W)   float, preprocessed as in training
-    model.classes[head], model.class_ids[head]   names and ids, in the order of the logits
-    model.decode(logits) -> {head: int64 (B,)}   the predicted classes, by the run's decoding rule
-    model.probs(logits) -> {head: float32 (B, C)}   probabilities: softmax(logits / model.temperature[head])
-    model.predict(photos, boxes=None, top=1) -> a dict for each photo, of plain values
-    model.parents, model.crop_to_box, model.about   see LoadedClassifier
+    """Load the network of a run's folder, or of its model.safetensors, see carvision.load.
 
     Nothing in the files is executed. Raises InputError, and nothing else, for a path without a model, a newer format,
     values of a wrong kind, and files that do not belong together.
@@ -227,7 +219,7 @@ def _description_in_checkpoint(file: Path) -> ModelDescription | None:
     if not isinstance(own, dict) or not keys.keys() <= own.keys():
         return None
     described = {"format": FORMAT} | {ours: own[key] for key, ours in keys.items()}
-    described["network"] = without_doubled(described["network"])
+    described["network"] = stored_network(described["network"])
     try:
         described = json.loads(json.dumps(described))  # tuples as lists, as in model.json
     except (TypeError, ValueError, RecursionError):

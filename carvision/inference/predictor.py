@@ -62,7 +62,7 @@ class Predictor(nn.Module):
         self.labels, self.classes, self.class_ids = first.labels, first.classes, first.class_ids
         self.parents, self.crop_to_box, self.about = first.parents, first.crop_to_box, first.about
         for number, model in enumerate(models, start=1):
-            if bool(model.crop_to_box) != bool(first.crop_to_box):
+            if model.crop_to_box != first.crop_to_box:
                 log.warning(
                     "model %d was trained on %s and the first on %s; both get the same images", number,
                     *("boxes" if each.crop_to_box else "whole photos" for each in (model, first)),

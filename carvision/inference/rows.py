@@ -106,15 +106,13 @@ def rows_of(
         known = {head: predictor.classes[head][code] for head, code in codes.items() if code is not None}
         values = (value[i] for value in (*probs.values(), *numbers.values()))
         reason = reasons[i] or (None if all(np.isfinite(value).all() for value in values) else NOT_A_NUMBER)
-        if reason:
-            labels = {label: [] if label in probs else None for label in predictor.labels}
-            rows.append(Row(path, labels, reason, known))
-            continue
-        labels = {
-            label: classes(label, i) if label in probs else float(numbers[label][i]) for label in predictor.labels
-        }
-        vectors = {head: values[i] for head, values in probs.items()} if layout.probs else {}
-        rows.append(Row(path, labels, None, known, vectors))
+        labels, vectors = {label: [] if label in probs else None for label in predictor.labels}, {}
+        if not reason:
+            labels = {
+                label: classes(label, i) if label in probs else float(numbers[label][i]) for label in predictor.labels
+            }
+            vectors = {head: values[i] for head, values in probs.items()} if layout.probs else {}
+        rows.append(Row(path, labels, reason, known, vectors))
     return rows
 
 
