@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from carvision.inference.predictor import Predictor
 
 NOT_A_NUMBER = "the model's output is inf or NaN"
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = ".jsonl"
 
 # What a column holds: "text", "number", or the class ids of a vector of probabilities
@@ -160,13 +160,13 @@ def to_text(rows: Iterable[Row], columns: dict[str, Kind], suffix: str) -> str:
 
 def _delimited(records: list[list[str]], suffix: str) -> str:
     """Quote as RFC 4180 requires. Not with the csv module, which left "\\r" unquoted before Python 3.13."""
-    separator = SEPARATORS[suffix]
-    special = (separator, '"', "\n", "\r")
+    delimiter = DELIMITERS[suffix]
+    special = (delimiter, '"', "\n", "\r")
 
     def quoted(cell: str) -> str:
         return '"' + cell.replace('"', '""') + '"' if any(one in cell for one in special) else cell
 
-    return "".join(separator.join(map(quoted, record)) + "\n" for record in records)
+    return "".join(delimiter.join(map(quoted, record)) + "\n" for record in records)
 
 
 def _cells(flat: dict[str, Any], columns: dict[str, Kind]) -> list[str]:

@@ -25,14 +25,14 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from carvision.data.readers.table_file import PARQUET
 from carvision.errors import InputError
 from carvision.files.atomic import PARTIAL, open_kept, open_new, rename
 from carvision.files.folders import shorten
 from carvision.files.locks import try_lock
-from carvision.inference.rows import JSON_LINES, SEPARATORS, Layout, Row, flatten, header, to_text
+from carvision.inference.rows import DELIMITERS, JSON_LINES, Layout, Row, flatten, header, to_text
 
-PARQUET = ".parquet"
-SUFFIXES = (*SEPARATORS, JSON_LINES, PARQUET)
+SUFFIXES = (*DELIMITERS, JSON_LINES, PARQUET)
 # The key of a schema's metadata, JSON: {"classes": {head: {"ids", "names"}}} of Parquet, the settings of FILE.partial
 METADATA = b"carvision"
 # Limits of a row group of Parquet, the first one reached counts: rows, numbers (16 MB of vectors)
