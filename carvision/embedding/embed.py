@@ -22,8 +22,8 @@ from carvision.errors import InputError
 from carvision.evaluation.predict import rank_and_world_size
 from carvision.evaluation.select import DataChoice, compose_data, read_photos, select_split
 from carvision.files.arrays import ArrayWriter
+from carvision.files.folders import output_folder
 from carvision.files.log import start_log
-from carvision.files.output_folder import output_folder
 from carvision.files.progress import show_progress
 from carvision.inference import model_file
 from carvision.inference.predictor import Batch, Item, predict_items

@@ -25,8 +25,8 @@ from carvision.embedding.search import (
 )
 from carvision.embedding.store import Embeddings
 from carvision.files.atomic import atomic_file, write_csv, write_json
+from carvision.files.folders import output_folder
 from carvision.files.log import start_log
-from carvision.files.output_folder import output_folder
 from carvision.inference.predictor import choose_device
 from carvision.metrics.exact_search import nearest, split_blocks
 from carvision.metrics.neighbours import knn_metrics, queries_per_block

@@ -24,12 +24,11 @@ from carvision.evaluation.select import (
     select_split,
 )
 from carvision.files.atomic import atomic_file, write_csv, write_json
+from carvision.files.folders import output_folder
 from carvision.files.log import start_log
-from carvision.files.output_folder import output_folder
 from carvision.inference import model_file
 from carvision.inference.predictor import Predictor, choose_device
 from carvision.inference.rows import Layout, header, rows_of, to_text
-from carvision.inference.sources import Photo
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -179,8 +178,7 @@ def write_predictions(file: Path, predictor: Predictor, predictions: Predictions
                 for i in range(start, start + len(paths))
             ]
             logits = {head: values[start : start + CHUNK] for head, values in predictions.logits.items()}
-            photos, reasons = [Photo(path, path) for path in paths], [bad.get(path) for path in paths]
-            rows = rows_of(predictor, layout, photos, truths, logits, reasons)
+            rows = rows_of(predictor, layout, paths, truths, logits, [bad.get(path) for path in paths])
             out.write(to_text(rows, layout.columns, file.suffix))
 
 
