@@ -12,7 +12,7 @@ Both matrices are diagonal in one basis, in which within is the identity and bet
 is computed element by element, and a step costs a few products of (D, D) matrices, however many photos there are.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -34,13 +34,11 @@ class JointBayes:
     """A fitted model.
 
     mean (D,); projection (D, K) to the basis in which within is 1 and between `ratios` (K,), all above 0.
-    log_likelihoods: per training photo, of each EM step.
     """
 
     mean: np.ndarray
     projection: np.ndarray
     ratios: np.ndarray
-    log_likelihoods: list[float] = field(default_factory=list)
 
     def scores(self, embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
         """Return log p(x1, x2 | same class) - log p(x1, x2 | different classes), float64 (M,).
@@ -96,7 +94,7 @@ def create_joint_bayes(covariances: Covariances, mean: np.ndarray, directions: n
     """Build the model from the covariances of (x - mean) @ directions; x (D,), directions (D, K)."""
     basis, ratios = _diagonalise(covariances.between, covariances.within)
     informative = ratios > LEAST_VARIANCE * ratios.max()
-    return JointBayes(mean, directions @ basis[:, informative], ratios[informative], covariances.log_likelihoods)
+    return JointBayes(mean, directions @ basis[:, informative], ratios[informative])
 
 
 def estimate_covariances(

@@ -113,26 +113,26 @@ def _nll(logits: Tensor, targets: Tensor, temperature: float) -> float:
     return total / len(targets)
 
 
-def bin_of(confidence: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
+def bin_of(confidence: np.ndarray) -> np.ndarray:
     """Return the bin index of each confidence, int64 (N,); bins have equal width and include only their upper edge."""
-    edges = np.arange(1, num_bins) / num_bins
+    edges = np.arange(1, NUM_BINS) / NUM_BINS
     return np.searchsorted(edges, np.asarray(confidence, np.float64), side="left")
 
 
-def reliability(probs: Tensor, targets: Tensor, num_bins: int = NUM_BINS) -> pd.DataFrame:
+def reliability(probs: Tensor, targets: Tensor) -> pd.DataFrame:
     """Tabulate the probability of the most probable class by bins: low, high, photos, confidence (mean), accuracy.
 
     probs (N, C); targets int64 (N,), all known. Confidence and accuracy are NaN in an empty bin.
     """
     confidence, likeliest = (values.numpy() for values in probs.max(dim=1))
     right = likeliest == targets.numpy()
-    bins = bin_of(confidence, num_bins)
-    photos = np.bincount(bins, minlength=num_bins)
+    bins = bin_of(confidence)
+    photos = np.bincount(bins, minlength=NUM_BINS)
     with np.errstate(invalid="ignore"):
-        means = [np.bincount(bins, values, num_bins) / photos for values in (confidence.astype(float), right)]
-    low = np.arange(num_bins) / num_bins
+        means = [np.bincount(bins, values, NUM_BINS) / photos for values in (confidence.astype(float), right)]
+    low = np.arange(NUM_BINS) / NUM_BINS
     return pd.DataFrame(
-        {"low": low, "high": low + 1 / num_bins, "photos": photos, "confidence": means[0], "accuracy": means[1]}
+        {"low": low, "high": low + 1 / NUM_BINS, "photos": photos, "confidence": means[0], "accuracy": means[1]}
     )
 
 
@@ -154,16 +154,16 @@ def accuracy_by_coverage(confidence: np.ndarray, right: np.ndarray) -> tuple[np.
     return np.cumsum(mean[group]) / np.arange(1, len(order) + 1), sorted_confidence
 
 
-def coverage_table(confidence: np.ndarray, right: np.ndarray, coverages: tuple = COVERAGES) -> pd.DataFrame:
-    """Return one row per coverage: coverage, photos (rounded up), accuracy on them, threshold.
+def coverage_table(confidence: np.ndarray, right: np.ndarray) -> pd.DataFrame:
+    """Return one row for each of COVERAGES: coverage, photos (rounded up), accuracy on them, threshold.
 
     threshold: the counted photos have at least this confidence; others that equal it exactly would pass it, too.
     """
     accuracy, sorted_confidence = accuracy_by_coverage(confidence, right)
-    counts = [math.ceil(share * len(accuracy)) for share in coverages]
+    counts = [math.ceil(share * len(accuracy)) for share in COVERAGES]
     last = np.array(counts) - 1
     return pd.DataFrame(
-        {"coverage": coverages, "photos": counts, "accuracy": accuracy[last], "threshold": sorted_confidence[last]}
+        {"coverage": COVERAGES, "photos": counts, "accuracy": accuracy[last], "threshold": sorted_confidence[last]}
     )
 
 

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -85,15 +84,6 @@ def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, f
     finish(figure, title, file)
 
 
-class Pair(NamedTuple):
-    """Two classes, as codes, and how many photos of each are taken for the other."""
-
-    a: int
-    b: int
-    a_as_b: int
-    b_as_a: int
-
-
 def plot_confusion(
     cells: pd.DataFrame, names: Sequence[str], parents: Sequence[str], title: str, note: str, file: Path
 ) -> None:
@@ -141,44 +131,39 @@ def plot_pairs(
     names: Sequence[str],
     predicted: Tensor,
     title: str,
-    crop_to_box: bool,
     file: Path,
 ) -> None:
     """Write a PNG with one row for each of the first pairs of `confused_pairs`.
 
     Shows the two most confident photos of each kind, with the probabilities of both classes. predicted int64 (N,).
     """
-    probs, known = predictions.probs(head).numpy(), predictions.known(head)
-    targets, boxes = predictions.targets[head], predictions.boxes if crop_to_box else None
+    probs, known, boxes = predictions.probs(head).numpy(), predictions.known(head), predictions.boxes
+    targets = predictions.targets[head]
     photos = np.bincount(targets[known].numpy(), minlength=len(names))
     rows = []
-    for pair in (Pair(*counts) for counts in pairs[list(Pair._fields)].iloc[:NUM_PAIRS].to_numpy().tolist()):
+    for a, b, a_as_b, b_as_a in pairs[["a", "b", "a_as_b", "b_as_a"]].iloc[:NUM_PAIRS].to_numpy().tolist():
         tiles: list[Tile | str] = []
-        for true, guess in ((pair.a, pair.a), (pair.a, pair.b), (pair.b, pair.a), (pair.b, pair.b)):
+        for true, guess in itertools.product((a, b), (a, b)):
             chosen = np.flatnonzero((known & (targets == true) & (predicted == guess)).numpy())
             of_kind: list[Tile | str] = [
                 Tile(
                     predictions.photo(photo),
-                    [(f"A {100 * probs[photo, pair.a]:.0f} %, B {100 * probs[photo, pair.b]:.0f} %", TEXT)],
+                    [(f"A {100 * probs[photo, a]:.0f} %, B {100 * probs[photo, b]:.0f} %", TEXT)],
                     crop=None if boxes is None else boxes[photo],
                 )
                 for photo in chosen[np.argsort(-probs[chosen, guess], kind="stable")][:NUM_PHOTOS]
             ]
             of_kind = of_kind or ["none"]
             tiles += of_kind + [""] * (NUM_PHOTOS - len(of_kind))
-        rows.append(Row(tiles, _describe_pair(pair, names, photos)))
+        lines = []
+        for letter, code, other, mistaken in (("A", a, "B", a_as_b), ("B", b, "A", b_as_a)):
+            name = wrap_text(f"{letter}: {names[code]}", LEFT_PX, 9, "bold", max_lines=2)
+            lines += [(line, "bold") for line in name]
+            lines.append((f"{mistaken:,} of {photos[code]:,} taken for {other}", "normal"))
+        rows.append(Row(tiles, lines))
     if not rows:
         plot_sheet([Row([], [("No photo is mistaken for another class.", "normal")])], file, title)
         return
     starts = range(0, len(HEADINGS) * NUM_PHOTOS, NUM_PHOTOS)
     headings = dict(zip(starts, HEADINGS, strict=True))
     plot_sheet(rows, file, title, headings=headings, apart_px=dict.fromkeys(starts[1:], GROUP_PX))
-
-
-def _describe_pair(pair: Pair, names: Sequence[str], photos: np.ndarray) -> list[tuple[str, str]]:
-    """Return the names and counts of a pair, lines with their weights."""
-    lines = []
-    for letter, code, other, mistaken in (("A", pair.a, "B", pair.a_as_b), ("B", pair.b, "A", pair.b_as_a)):
-        name = wrap_text(f"{letter}: {names[code]}", LEFT_PX, 9, "bold", max_lines=2)
-        lines += [*((line, "bold") for line in name), (f"{mistaken:,} of {photos[code]:,} taken for {other}", "normal")]
-    return lines

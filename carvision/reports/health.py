@@ -80,12 +80,7 @@ def choose_classes(table: Table, show: Sequence[str | int] = (), seed: int = 0) 
 
 
 def write_health(
-    table: Table,
-    scan: pd.DataFrame,
-    folder: Path,
-    chosen: dict[str, list[int]],
-    num_per_class: int = 8,
-    seed: int = 0,
+    table: Table, scan: pd.DataFrame, folder: Path, chosen: dict[str, list[int]], num_per_class: int = 8, seed: int = 0
 ) -> dict:
     """Write the report's files into `folder` and return the content of health.json.
 

@@ -14,13 +14,7 @@ from carvision.reports.comparison.frame import check_column, finest_metric, runs
 from carvision.reports.comparison.plots import MAX_CURVES, draw_matrix, plot_against, plot_comparison, plot_trade_off
 from carvision.reports.comparison.runs import Run, find_runs, read_run
 from carvision.reports.comparison.settings import against_of, differing_keys, matrix_of, name_runs, text_of
-from carvision.reports.comparison.tables import (
-    against_table,
-    matrix_tables,
-    print_runs,
-    runs_table,
-    settings_table,
-)
+from carvision.reports.comparison.tables import against_table, matrix_tables, print_runs, runs_table, settings_table
 from carvision.reports.page import sections_of, write_markdown, write_page
 from carvision.reports.tables import TextTable, print_table
 
