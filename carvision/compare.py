@@ -37,12 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_out_folder(parser, "compare/<time>")
     add("--names", type=lambda text: text.split(","), metavar="A,B", help="what the runs are called")
     add("--epoch", type=int, metavar="N", help="metrics at the end of this epoch, from 1; not the best one")
-    add(
-        "--figure",
-        dest="metric",
-        metavar="METRIC",
-        help="by which runs are judged (default: val/<head with most classes>/top1)",
-    )
+    add("--figure", dest="metric", metavar="METRIC",
+        help="by which runs are judged (default: val/<head with most classes>/top1)")  # fmt: skip
     add("--sort", metavar="METRIC", help="a metric, wall_min, cpu_min or cost to sort the runs by")
     add("--matrix", nargs=2, metavar=("ROWS", "COLUMNS"),
                     help="two keys of the configuration, or sets of them: optimizer.lr,optimizer.momentum")  # fmt: skip

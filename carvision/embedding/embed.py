@@ -17,15 +17,7 @@ from carvision.data.table import Table
 from carvision.embedding.store import VALUES, Embeddings, write_index
 from carvision.errors import InputError
 from carvision.evaluation.predict import predict_rows, rank_and_world_size
-from carvision.evaluation.select import (
-    DataChoice,
-    compose_data,
-    read_data,
-    read_photos,
-    refuse_auto_batch_size,
-    select_split,
-    split_data,
-)
+from carvision.evaluation.select import DataChoice, compose_data, read_photos, select_split, split_data
 from carvision.files.arrays import ArrayWriter
 from carvision.files.log import start_log
 from carvision.files.output_folder import output_folder
@@ -87,15 +79,10 @@ class Source:
         Photos of a pack are ordered by shard, so that each shard is fetched once. split: the one required; "all" also
         accepts photos without a split, and data that can't be split.
         """
-        data = self.chosen.data
-        if self.folder is None:
-            table, as_run = read_data(data, annotations=True), None
-            table = table if split == "all" else split_data(table, data)
-        else:
-            table, as_run = read_photos(self.chosen, ["viewpoint"], split, self.folder / "splits.csv")
+        table, as_run = read_photos(self.chosen, ["viewpoint"], split, (self.folder or Path()) / "splits.csv")
         if split == "all" and as_run is None:
             try:
-                splits = split_data(table, data).rows.set_index("path")["split"]
+                splits = split_data(table, self.chosen.data).rows.set_index("path")["split"]
                 table = table.with_split(table.rows["path"].map(splits).fillna(""))
             except InputError as error:
                 log.info("%s; so the photos are in no split", error)
@@ -177,9 +164,7 @@ def _load_backbone(name: str, weights: str, overrides: list[str]) -> tuple[Class
     composed = compose_alone("train", overrides)
     composed.model.backbone, composed.model.weights = name, weights
     cfg = plain_config(composed)
-    refuse_auto_batch_size(cfg["data"])
-    chosen = DataChoice(cfg["data"], is_run_data=False, as_in_training=False, root_given=False)
-    return build_classifier(cfg, {}).eval(), build_preprocessing(cfg), chosen
+    return build_classifier(cfg, {}).eval(), build_preprocessing(cfg), DataChoice(cfg["data"])
 
 
 def run(options: argparse.Namespace) -> Path:

@@ -214,7 +214,7 @@ class VerificationTask:
         return np.any([pairs.photo_mask(len(self.table)) for pairs in self.tests.values()], axis=0)
 
 
-def read_task(source: Source, options: argparse.Namespace) -> VerificationTask:
+def choose_pairs(source: Source, options: argparse.Namespace) -> VerificationTask:
     """Read or draw the pairs. options: of carvision.verify. Raises InputError for missing labels, lists and photos."""
     data, split = source.chosen.data, options.split
     if options.pairs and split:

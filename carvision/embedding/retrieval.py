@@ -17,9 +17,9 @@ from carvision.embedding.search import (
     Found,
     PhotoCollection,
     RetrievalTask,
+    embed_task,
     gallery_of,
     open_photos,
-    read_task,
     search,
 )
 from carvision.embedding.store import Embeddings
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> Path:
 
 def _retrieve(photos: PhotoCollection, options: argparse.Namespace, folder: Path) -> None:
     """Search the gallery for each query, write the files of a retrieval into the folder, and print its metrics."""
-    task = read_task(photos, options)
+    task = embed_task(photos, options)
     log.info(
         "%s queries among %s photos, %d-dimensional",
         f"{len(task.queries):,}", f"{len(task.gallery):,}", task.queries.values.shape[1],

@@ -10,7 +10,7 @@ import pandas as pd
 
 from carvision.data.table import UNKNOWN, Classes, Table
 from carvision.embedding.embed import Source, open_source
-from carvision.embedding.store import Embeddings, is_folder_of_embeddings, read_embeddings
+from carvision.embedding.store import ABOUT, Embeddings, read_embeddings
 from carvision.errors import InputError
 from carvision.evaluation.select import notes_on_seen_photos, select_split
 from carvision.inference.predictor import choose_device
@@ -77,7 +77,7 @@ class PhotoCollection:
 
 def open_photos(options: argparse.Namespace) -> PhotoCollection:
     """Open the photos of a run, a backbone, or a folder that carvision.embed has written."""
-    if options.run is not None and is_folder_of_embeddings(options.run):
+    if options.run is not None and (options.run / ABOUT).is_file():
         layer = [] if options.layer == "auto" else [f"--layer {options.layer}"]
         unsupported = [*options.overrides, *(["--raw"] if options.raw else []), *layer]
         if unsupported or options.query:
@@ -95,7 +95,7 @@ def open_photos(options: argparse.Namespace) -> PhotoCollection:
     return PhotoCollection(source, None, table, source.folder or Path(), source.about, notes)
 
 
-def read_task(photos: PhotoCollection, options: argparse.Namespace) -> RetrievalTask:
+def embed_task(photos: PhotoCollection, options: argparse.Namespace) -> RetrievalTask:
     """Embed the queries and the gallery. options: of carvision.retrieve.
 
     Raises InputError for missing labels and photos.

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from carvision.embedding.embed import open_source
 from carvision.embedding.options import METHODS
-from carvision.embedding.pairs import read_task
+from carvision.embedding.pairs import choose_pairs
 from carvision.embedding.scores import FAR_LEVELS, ScoredPairs, roc, score, tar_name
 from carvision.evaluation.select import notes_on_seen_photos
 from carvision.files.atomic import file_stems, write_csv, write_json
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> Path:
     keep_freed_memory()
     start_log(None)
     source = open_source(options)
-    task = read_task(source, options)
+    task = choose_pairs(source, options)
     notes = notes_on_seen_photos(task.table.select(task.tested), options.split or "test", source.splits_files)
     for note in notes:
         log.warning("%s", note)

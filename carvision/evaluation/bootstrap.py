@@ -190,7 +190,6 @@ def _joint_metrics(
     parents: dict[str, tuple[str, Tensor]],
     weights: Tensor,
 ) -> dict[str, Weighted]:
-    """Return joint_metrics of each decoding rule."""
     guesses = list(decoded.values())
     heads = list(guesses[0])
     valid = torch.ones(weights.shape[1], dtype=torch.bool)

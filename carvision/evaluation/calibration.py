@@ -20,7 +20,7 @@ from carvision.inference.predictor import Predictor
 log = logging.getLogger(__name__)
 
 NUM_BINS = 15  # as in Guo et al. 2017
-COLDEST, HOTTEST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 BLOCK = 1 << 22  # logits processed at a time
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
@@ -56,7 +56,6 @@ def choose_temperature(
 
 
 def _fit(predictor: Predictor, val: Predictions) -> dict[str, float]:
-    """Fit {head: temperature} on the predictions of validation photos."""
     fitted = {}
     for name in predictor.classes:
         known = val.known(name)
@@ -93,12 +92,12 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
         )
         return 1.0
     # The likelihood is concave in 1 / T, so that it has one maximum, also over log T.
-    bounds = (math.log(COLDEST), math.log(HOTTEST))
+    bounds = (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
     found = minimize_scalar(
         lambda log_t: _nll(logits, targets, math.exp(log_t)), bounds=bounds, method="bounded", options={"xatol": 1e-4}
     )
     temperature = math.exp(found.x)
-    if not COLDEST * 1.001 < temperature < HOTTEST / 1.001:
+    if not MIN_TEMPERATURE * 1.001 < temperature < MAX_TEMPERATURE / 1.001:
         log.warning("the temperature of %s photos is at its bound, %.4g", f"{len(targets):,}", temperature)
     return temperature
 

@@ -107,7 +107,7 @@ def write_evaluation(
         _write_tables(predictions, labels, head, part, stems[head], folder)
         pictures |= _draw_head(predictions, labels, head, part, title, stems[head], folder)
     tables = metric_tables(metrics, intervals, labels)
-    if parents_of(labels) and len(decodings) > 1:
+    if decodings:
         tables.append(decoding_table(decodings, rule))
     tables += calibration_tables(metrics, intervals, predictions.temperature, list(results))
     tables += coverage_tables(results)
@@ -117,20 +117,17 @@ def write_evaluation(
     _write_texts(folder, title, [f"{num_photos:,} photos{left_out}.", *notes], tables, pictures)
     return without_nan(
         {
-            "photos": num_photos,
-            "unreadable": num_unreadable,
-            "figures": metrics,
-            "intervals": intervals,
+            "photos": num_photos, "unreadable": num_unreadable, "figures": metrics, "intervals": intervals,
             "bootstrap": {"samples": measured.num_samples, "seed": measured.seed, "level": LEVEL},
-            "decoding": rule,
-            "decodings": decodings,
+            "decoding": rule, "decodings": decodings,
             "temperature": {head: predictions.temperature.get(head, 1.0) for head in results},
             "coverage": {h: {"rows": p.coverage.to_dict("records"), "aurc": p.aurc} for h, p in results.items()},
             "mistakes": {
-                h: {"photos": int((~p.right).sum()), "within_parent": p.within_parent} for h, p in results.items()
+                head: {"photos": int((~part.right).sum()), "within_parent": part.within_parent}
+                for head, part in results.items()
             },
         }
-    )
+    )  # fmt: skip
 
 
 def _write_texts(
@@ -193,8 +190,8 @@ def _draw_head(
     if temperature != 1:
         diagrams[f"temperature {temperature:.3g}"] = reliability(predictions.probs(head)[known], targets)
     plot_reliability(diagrams, f"{title}: {head}, confidence and accuracy", files["reliability"])
-    words = {"confusion": "Confusion matrix", "confused": "Confused pairs", "reliability": "Confidence and accuracy"}
-    return {f"{words[kind]}, {head}": file for kind, file in files.items()}
+    titles = {"confusion": "Confusion matrix", "confused": "Confused pairs", "reliability": "Confidence and accuracy"}
+    return {f"{titles[kind]}, {head}": file for kind, file in files.items()}
 
 
 def _write_tables(
@@ -232,7 +229,7 @@ def metric_tables(
     heads = [head for head, label in labels.items() if "ids" in label and f"{head}/top1" in metrics]
     tables = _by_head("Metrics", heads, _cells(heads, SHOWN, metrics, intervals), BREAKS)
     if len(labels) > 1:
-        rows = [[words, cell(metrics, intervals, name)] for name, words in OF_ALL.items() if name in metrics]
+        rows = [[title, cell(metrics, intervals, name)] for name, title in OF_ALL.items() if name in metrics]
         tables.append(TextTable("All heads together", ["", "all heads"], rows))
     rows = [
         [f"{head}, {label['unit']}", *(cell(metrics, intervals, f"{head}/{name}") for name in ("mae", "rmse"))]

@@ -46,13 +46,17 @@ class DataChoice:
     """The photos to read.
 
     is_run_data: the run was trained on these data, and they are split as for it. as_in_training: and they are read as
-    in training. root_given: data.root was given.
+    in training. root_given: data.root was given. Raises InputError for a batch size that only training can find.
     """
 
     data: ChosenData
-    is_run_data: bool
-    as_in_training: bool
-    root_given: bool
+    is_run_data: bool = False
+    as_in_training: bool = False
+    root_given: bool = False
+
+    def __post_init__(self):
+        if self.data["batch_size"] == "auto":
+            raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
 
 
 def compose_data(about: ModelDescription, overrides: list[str]) -> DataChoice:
@@ -82,16 +86,9 @@ def compose_data(about: ModelDescription, overrides: list[str]) -> DataChoice:
             config.data.crop_to_box = bool(own.get("crop_to_box"))
         data = OmegaConf.to_container(config.data, resolve=True)
     data = cast(ChosenData, checked({"data": data})["data"])
-    refuse_auto_batch_size(data)
     keys = {override.key_or_group for override in parsed}
     same_split = not chosen and not any(key.startswith("data.split") for key in keys)
     return DataChoice(data, same_split, same_split and keys <= NEUTRAL, "data.root" in keys)
-
-
-def refuse_auto_batch_size(data: ReadingConfig) -> None:
-    """Raise InputError for a batch size that only training can find."""
-    if data["batch_size"] == "auto":
-        raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
 
 
 def _parse(overrides: list[str]) -> "list[Override]":
@@ -110,7 +107,6 @@ def _parse(overrides: list[str]) -> "list[Override]":
 
 
 def _check_key(config: DictConfig, given: "Override") -> None:
-    """Raise InputError for a key that the group lacks."""
     key = given.key_or_group
     parent = OmegaConf.select(config, key.rpartition(".")[0])
     # not `in parent`, which is false for a key whose value is mandatory
@@ -126,7 +122,9 @@ def read_photos(chosen: DataChoice, heads: list[str], split: str, splits_file: P
     the run's splits.csv; it may be missing.
     """
     data, split_config = chosen.data, chosen.data["split"]
-    table = read_data(data, annotations=data["crop_to_box"] or "viewpoint" in heads)
+    table = build_table(data, annotations=data["crop_to_box"] or "viewpoint" in heads)
+    if data["crop_to_box"] and not table.has_boxes:
+        log.warning("%s: data.crop_to_box, and the photos have no boxes: whole photos are used", table.name)
     if chosen.is_run_data and splits_file.is_file():
         run_split = _apply_run_split(table, splits_file)
         if run_split is not None:
@@ -144,14 +142,6 @@ def read_photos(chosen: DataChoice, heads: list[str], split: str, splits_file: P
             "of the run, data.split.file=<its splits.csv>, or data.split.fold=<i>"
         )
     return split_data(table, data), True if is_unmoved_run_data else None
-
-
-def read_data(data: ChosenData, annotations: bool) -> Table:
-    """Build the table, as build_table does; log a warning if its photos are to be cropped to boxes and have none."""
-    table = build_table(data, annotations)
-    if data["crop_to_box"] and not table.has_boxes:
-        log.warning("%s: data.crop_to_box, and the photos have no boxes: whole photos are used", table.name)
-    return table
 
 
 def split_data(table: Table, data: ChosenData) -> Table:

@@ -69,14 +69,10 @@ def plot_augmented(
 
 def choose_rows(table: Table, num: int, seed: int) -> list[int]:
     """Choose random photos, one of each class before a second of any."""
-    codes = table.rows[table.finest].to_numpy()
-    order = np.random.default_rng(seed).permutation(len(codes))
-    seen: dict[int, int] = {}
-    turns = []
-    for row in order:
-        turns.append(seen.get(codes[row], 0))
-        seen[codes[row]] = turns[-1] + 1
-    return order[np.argsort(turns, kind="stable")][:num].tolist()
+    order = np.random.default_rng(seed).permutation(len(table))
+    codes = table.rows[table.finest].iloc[order]
+    turns = codes.groupby(codes).cumcount()  # 0 for the first of its class
+    return order[np.argsort(turns.to_numpy(), kind="stable")][:num].tolist()
 
 
 def class_names(table: Table, rows: list[int]) -> list[str]:

@@ -97,7 +97,7 @@ def write_health(
     reference = pd.DataFrame([{"split": "ImageNet", **IMAGENET}])
     write_csv(folder / "colours.csv", pd.concat([colours, reference]).round(4).astype({"photos": "Int64"}))
     report = _summarise(table, scan, copies)
-    report["colours"] = without_nan(_rounded(colours))
+    report["colours"] = _rounded(colours)
     report["hints"] = hints_on_values(table, scan)
     stems = file_stems(list(table.class_labels))
     for label in table.class_labels:
@@ -109,7 +109,7 @@ def write_health(
         report["labels"][label] = {
             "classes": len(counts),
             "unknown": int((table.rows[label] == UNKNOWN).sum()),
-            "splits": without_nan(_rounded(describe_counts(counts))),
+            "splits": _rounded(describe_counts(counts)),
         }
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / "health.json", text + "\n")
@@ -158,11 +158,9 @@ def _summarise(table: Table, scan: pd.DataFrame, copies: pd.DataFrame) -> dict:
 
 
 def _rounded(frame: pd.DataFrame) -> list[dict]:
-    """Return the rows with floats rounded to three digits, as health.json holds them."""
-    return [
-        {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
-        for row in frame.to_dict("records")
-    ]
+    """Return the rows as health.json holds them: with floats of three digits, and None for NaN."""
+    rows = frame.to_dict("records")
+    return without_nan([{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows])
 
 
 def print_health(report: dict, console: Console | None = None) -> int:
@@ -171,16 +169,12 @@ def print_health(report: dict, console: Console | None = None) -> int:
         console = Console()
         if not console.is_terminal:
             console.width = max(console.width, FILE_WIDTH)
-    megabytes = report["bytes"] / 1e6
     kinds = ", ".join(f"{count:,} {name}" for name, count in report["formats"].items())
-    sizes = report["sizes"]
+    sides = [f"{side} {s['min']:,} to {s['max']:,} px, median {s['median']:,}" for side, s in report["sizes"].items()]
     console.print(Text(f"\n{report['name']}: {report['photos']:,} photos in {report['root']}", "bold"), soft_wrap=True)
-    console.print(Text(f"{megabytes:,.1f} MB; {kinds or 'none readable'}", "dim"))
-    if sizes:
-        shape = "; ".join(
-            f"{side} {s['min']:,} to {s['max']:,} px, median {s['median']:,}" for side, s in sizes.items()
-        )
-        console.print(Text(shape, "dim"))
+    console.print(Text(f"{report['bytes'] / 1e6:,.1f} MB; {kinds or 'none readable'}", "dim"))
+    if sides:
+        console.print(Text("; ".join(sides), "dim"))
     _print_problems(report, console)
     _print_copies(report["copies"], console)
     for hint in report["hints"]:
@@ -221,7 +215,6 @@ def _print_copies(copies: dict, console: Console) -> None:
 
 
 def _colour_table(colours: list[dict]) -> TextTable:
-    """Tabulate mean ± standard deviation of each channel, one row per split."""
     channels = ("red", "green", "blue")
     reference: dict = {"split": "ImageNet", "photos": None, **IMAGENET}
     rows = [

@@ -97,7 +97,6 @@ def _check_names(names: Sequence[str] | None, runs: Sequence[Run]) -> list[str]:
 
 
 def _is_comparison(folder: Path) -> bool:
-    """Return whether the folder's compare.csv was written by this command."""
     try:
         with (folder / "compare.csv").open(encoding="utf-8") as file:
             return {"run", "state", "wall_min"} <= {*file.readline(10_000).rstrip().split(",")}
@@ -161,7 +160,6 @@ def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
 
 
 def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], metric: str, folder: Path) -> Pictures:
-    """Plot the curves, and the metric against time and, if known, cost."""
     pictures = {}
     histories = {name: run.history for name, run in zip(frame.index, runs, strict=True) if len(run.history)}
     shown = ""
