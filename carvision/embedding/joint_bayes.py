@@ -65,10 +65,10 @@ class Covariances:
     log_likelihoods: list[float]
 
 
-def fit_joint_bayes(embeddings: np.ndarray, codes: np.ndarray, max_dims: int = MAX_DIMS) -> JointBayes:
+def fit_joint_bayes(embeddings: np.ndarray, codes: np.ndarray) -> JointBayes:
     """Fit to the embeddings, float (N, D), of photos with the class codes int (N,); UNKNOWN is ignored.
 
-    Keeps the directions of largest variance (PCA): at most max_dims, one per PHOTOS_A_DIM photos, none constant. Raises
+    Keeps the directions of largest variance (PCA): at most MAX_DIMS, one per PHOTOS_A_DIM photos, none constant. Raises
     InputError with fewer than two classes, or without a class that has two photos.
     """
     known = codes != UNKNOWN
@@ -83,7 +83,7 @@ def fit_joint_bayes(embeddings: np.ndarray, codes: np.ndarray, max_dims: int = M
     x -= mean
     variances, directions = np.linalg.eigh(x.T @ x / len(x))
     kept = np.flatnonzero(variances > LEAST_VARIANCE * max(variances[-1], np.finfo(float).tiny))
-    kept = kept[-min(max_dims, max(1, len(x) // PHOTOS_A_DIM)) :]
+    kept = kept[-min(MAX_DIMS, max(1, len(x) // PHOTOS_A_DIM)) :]
     if not len(kept):
         raise InputError(f"joint_bayes: the embeddings of all {len(x):,} training photos are the same")
     directions = directions[:, kept]

@@ -31,7 +31,7 @@ from carvision.metrics.exact_search import nearest
 from carvision.metrics.neighbours import knn_metrics
 from carvision.reports.photos import NOT_KNOWN, RIGHT, WRONG, Row, Tile, plot_sheet, wrap_label
 from carvision.reports.plots import TEXT
-from carvision.reports.tables import BEST, TextTable, percent, print_table
+from carvision.reports.tables import TextTable, best_of_columns, percent, print_table
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -119,11 +119,9 @@ def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) ->
     counts = f"{about['num_queries']:,} queries ({about['split']}), {about['num_gallery']:,} photos ({gallery})"
     console = Console()
     console.print(Text(". ".join([f"{title}: {counts}", *about["notes"]]) + "."), soft_wrap=True)
-    values = pd.DataFrame(knn).T
-    shown = (100 * values).round(2)
-    best = (shown == shown.max()) & (len(shown) > 1)
-    rows = [[str(k), *(f"{shown.loc[k, name]:.2f}" for name in KNN)] for k in shown.index]
-    marks = [["", *(BEST if best.loc[k, name] else "" for name in KNN)] for k in shown.index]
+    shown = (100 * pd.DataFrame(knn).T[list(KNN)]).round(2)
+    rows = [[str(k), *(f"{value:.2f}" for value in values)] for k, values in shown.iterrows()]
+    marks = [["", *row] for row in best_of_columns(shown)]
     note = "Precision, recall and F1 are weighted by the size of the classes."
     title = f"k-nearest-neighbour classification of {about['label']}, %"
     print_table(TextTable(title, ["k", *KNN.values()], rows, marks, notes=[note]), console)

@@ -18,7 +18,7 @@ from carvision.files.atomic import file_stems, write_csv, write_json
 from carvision.files.log import start_log
 from carvision.files.output_folder import output_folder
 from carvision.reports.plots import COLOURS, FAINT, create_panels, draw_line, finish, label_axes
-from carvision.reports.tables import BEST, TextTable, percent, print_table, without_nan
+from carvision.reports.tables import TextTable, best_of_columns, percent, print_table, without_nan
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def accuracy_table(scored: dict[str, ScoredPairs]) -> TextTable:
     """Return the table of pair accuracy, as is usual in the field: one row per method, one column per difficulty."""
     wide = pd.DataFrame({name: pd.DataFrame(pairs.metrics).loc["accuracy"] for name, pairs in scored.items()})
     rows = [[NAMES[str(method)], *(percent(value, 2) for value in values)] for method, values in wide.iterrows()]
-    marks = [["", *marks] for marks in _best(wide, largest=True)]
+    marks = [["", *marks] for marks in best_of_columns(wide.round(4))]
     counts = ", ".join(f"{name} {len(pairs.same):,}" for name, pairs in scored.items())
     return TextTable("Pair accuracy (%), at the threshold of the training pairs", ["method", *scored], rows, marks,
                  notes=[f"Pairs: {counts}."])  # fmt: skip
@@ -100,24 +100,15 @@ def curve_tables(scored: dict[str, ScoredPairs]) -> list[TextTable]:
         frame = pd.DataFrame(pairs.metrics).T[list(titles)]
         rows = [[NAMES[str(method)], f"{row['auc']:.4f}".replace("nan", "–"), *(percent(value, 2) for value in row[1:])]
                 for method, row in frame.iterrows()]  # fmt: skip
-        marks = np.stack([_best(frame[[name]], largest=name != "eer") for name in titles], axis=1)[..., 0]
+        marks = [["", *row] for row in best_of_columns(frame.round(4), lowest=["eer"])]
         num_different = int((~pairs.same).sum())
         notes = [
             f"FAR {100 * far:g} % needs {round(1 / far):,} different pairs to measure; here are {num_different:,}."
             for far in FAR_LEVELS
             if num_different * far < 1
         ]
-        tables.append(
-            TextTable(difficulty, ["method", *titles.values()], rows, [["", *row] for row in marks], notes=notes)
-        )
+        tables.append(TextTable(difficulty, ["method", *titles.values()], rows, marks, notes=notes))
     return tables
-
-
-def _best(frame: pd.DataFrame, largest: bool) -> np.ndarray:
-    """Return "best" or "" for each value, by column, ties as displayed included; no best in a single row."""
-    shown = frame.round(4)
-    best = shown == (shown.max() if largest else shown.min())
-    return np.where(best & (len(frame) > 1), BEST, "")
 
 
 def plot_roc(scored: dict[str, ScoredPairs], title: str, file: Path) -> None:

@@ -10,19 +10,9 @@ from torch import Tensor
 
 from carvision.evaluation.calibration import COVERAGES, accuracy_by_coverage, calibration_error
 from carvision.evaluation.predict import Predictions
+from carvision.reports import plots
 from carvision.reports.matrix import MAX_NAMED, SCALE_PX, Scale, Side, plot_matrix, shade
 from carvision.reports.photos import Row, Tile, plot_sheet, wrap_text
-from carvision.reports.plots import (
-    COLOURS,
-    FAINT,
-    TEXT,
-    create_panels,
-    draw_histogram,
-    draw_line,
-    draw_points,
-    finish,
-    label_axes,
-)
 
 # Reliability: bars, the gaps above and below them, the histogram
 BAR, ABOVE, BELOW, HISTOGRAM = "#4477aa", "#efbcc2", "#a98db0", "#9db8d2"
@@ -44,22 +34,22 @@ def plot_reliability(diagrams: dict[str, pd.DataFrame], title: str, file: Path) 
     diagrams: {heading: bins}, uncalibrated and with the temperature.
     """
     size = max(5.6, 4.3 * len(diagrams)), 5.2
-    figure, panels = create_panels(2, len(diagrams), *size, height_ratios=(3, 1), sharex=True)
+    figure, panels = plots.create_panels(2, len(diagrams), *size, height_ratios=(3, 1), sharex=True)
     for (heading, bins), (diagram, histogram) in zip(diagrams.items(), panels.T, strict=True):
         edges = [*bins["low"], bins["high"].iloc[-1]]
         accuracy, confidence = bins["accuracy"].fillna(0), bins["confidence"].fillna(0)  # of a bin without photos
         lower = np.minimum(accuracy, confidence)
-        draw_histogram(diagram, edges, accuracy, BAR, "accuracy")
-        draw_histogram(diagram, edges, (confidence - accuracy).clip(lower=0), ABOVE, "confidence above it", lower)
-        draw_histogram(diagram, edges, (accuracy - confidence).clip(lower=0), BELOW, "confidence below it", lower)
-        draw_line(diagram, (0, 1), (0, 1), FAINT, dashed=True, linewidth=1)
-        draw_histogram(histogram, edges, bins["photos"] / max(1, bins["photos"].sum()), HISTOGRAM)
-        label_axes(diagram, f"{heading}: ECE {100 * calibration_error(bins):.1f} %", grid="both", percent="xy")
-        label_axes(histogram, x="probability of the most probable class", percent="xy")
+        plots.draw_histogram(diagram, edges, accuracy, BAR, "accuracy")
+        plots.draw_histogram(diagram, edges, (confidence - accuracy).clip(lower=0), ABOVE, "confidence above it", lower)
+        plots.draw_histogram(diagram, edges, (accuracy - confidence).clip(lower=0), BELOW, "confidence below it", lower)
+        plots.draw_line(diagram, (0, 1), (0, 1), plots.FAINT, dashed=True, linewidth=1)
+        plots.draw_histogram(histogram, edges, bins["photos"] / max(1, bins["photos"].sum()), HISTOGRAM)
+        plots.label_axes(diagram, f"{heading}: ECE {100 * calibration_error(bins):.1f} %", grid="both", percent="xy")
+        plots.label_axes(histogram, x="probability of the most probable class", percent="xy")
         diagram.set(xlim=(0, 1), ylim=(0, 1))
     panels[0, 0].set_ylabel("accuracy")
     panels[1, 0].set_ylabel("photos")
-    finish(figure, title, file)
+    plots.finish(figure, title, file)
 
 
 def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, file: Path) -> None:
@@ -67,21 +57,21 @@ def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, f
 
     heads: {head: (confidence, right)}, each (N,).
     """
-    figure, [panels] = create_panels(1, 2, 9.0, 3.9)
+    figure, [panels] = plots.create_panels(1, 2, 9.0, 3.9)
     lowest = 1.0
-    for (head, (confidence, right)), colour in zip(heads.items(), itertools.cycle(COLOURS), strict=False):
+    for (head, (confidence, right)), colour in zip(heads.items(), itertools.cycle(plots.COLOURS), strict=False):
         accuracy, threshold = accuracy_by_coverage(confidence, right)
         share = np.arange(1, len(accuracy) + 1) / len(accuracy)
         indices = np.ceil(np.array(COVERAGES) * len(share)).astype(int) - 1
         for axes, values in zip(panels, (accuracy, threshold), strict=True):
-            draw_line(axes, share, values, colour, head, drawstyle="steps-pre")
-            draw_points(axes, share[indices], values[indices], colour, markersize=4)
+            plots.draw_line(axes, share, values, colour, head, drawstyle="steps-pre")
+            plots.draw_points(axes, share[indices], values[indices], colour, markersize=4)
         lowest = min(lowest, accuracy.min())
     for axes, what, limits in zip(panels, ("accuracy", "lowest probability"),
                                   ((max(0.0, lowest - 0.05), 1.005), (0, 1.02)), strict=True):  # fmt: skip
-        label_axes(axes, "", "share of photos, the most confident first", what, "both", percent="xy")
+        plots.label_axes(axes, "", "share of photos, the most confident first", what, "both", percent="xy")
         axes.set(xlim=(0, 1.01), ylim=limits)
-    finish(figure, title, file)
+    plots.finish(figure, title, file)
 
 
 def plot_confusion(
@@ -148,7 +138,7 @@ def plot_pairs(
             of_kind: list[Tile | str] = [
                 Tile(
                     predictions.photo(photo),
-                    [(f"A {100 * probs[photo, a]:.0f} %, B {100 * probs[photo, b]:.0f} %", TEXT)],
+                    [(f"A {100 * probs[photo, a]:.0f} %, B {100 * probs[photo, b]:.0f} %", plots.TEXT)],
                     crop=None if boxes is None else boxes[photo],
                 )
                 for photo in chosen[np.argsort(-probs[chosen, guess], kind="stable")][:NUM_PHOTOS]

@@ -25,18 +25,8 @@ from carvision.data.paths import nfc, text_of_path
 from carvision.data.table import BOX, UNKNOWN, Table
 from carvision.errors import InputError, suggest
 from carvision.files.atomic import file_stems, write_csv, write_text
+from carvision.reports import plots
 from carvision.reports.photos import ELLIPSIS, Row, Tile, plot_sheet, shorten_name
-from carvision.reports.plots import (
-    FAINT,
-    SPLIT_COLOURS,
-    TEXT,
-    create_panels,
-    draw_bars,
-    draw_histogram,
-    draw_line,
-    finish,
-    label_axes,
-)
 from carvision.reports.tables import TextTable, fits, print_table, without_nan
 
 if TYPE_CHECKING:
@@ -53,7 +43,7 @@ HIDDEN = ("", "p[234678]0", "p([234678]0|[27]5)")  # percentiles hidden on ever 
 NUM_RANDOM = 12  # classes on a sheet of samples if none are chosen
 
 
-def choose_classes(table: Table, show: Sequence[str | int] = (), seed: int = 0) -> dict[str, list[int]]:
+def choose_classes(table: Table, show: Sequence[str | int] = ()) -> dict[str, list[int]]:
     """Choose the codes of each label's classes for its sheet of samples.
 
     Those that `show` names by id or name; for a label without any of them, 12 random ones. Raises InputError for a
@@ -75,12 +65,12 @@ def choose_classes(table: Table, show: Sequence[str | int] = (), seed: int = 0) 
     for label, classes in table.class_labels.items():
         if not chosen[label]:
             count = min(NUM_RANDOM, len(classes))
-            chosen[label] = sorted(np.random.default_rng(seed).choice(len(classes), count, replace=False).tolist())
+            chosen[label] = sorted(np.random.default_rng(0).choice(len(classes), count, replace=False).tolist())
     return chosen
 
 
 def write_health(
-    table: Table, scan: pd.DataFrame, folder: Path, chosen: dict[str, list[int]], num_per_class: int = 8, seed: int = 0
+    table: Table, scan: pd.DataFrame, folder: Path, chosen: dict[str, list[int]], num_per_class: int = 8
 ) -> dict:
     """Write the report's files into `folder` and return the content of health.json.
 
@@ -105,7 +95,7 @@ def write_health(
         counts = class_counts(table, label)
         write_csv(folder / f"classes_{stem}.csv", counts)
         plot_class_counts(counts, f"{table.name}, {label}", folder / f"counts_{stem}.png")
-        plot_samples(table, label, chosen[label], folder / f"samples_{stem}.png", num_per_class, seed)
+        plot_samples(table, label, chosen[label], folder / f"samples_{stem}.png", num_per_class)
         report["labels"][label] = {
             "classes": len(counts),
             "unknown": int((table.rows[label] == UNKNOWN).sum()),
@@ -249,44 +239,42 @@ def plot_class_counts(counts: pd.DataFrame, title: str, file: Path) -> None:
     Up to 60 classes: one bar per class, the largest first. More: the curve over the sorted classes, and below it a
     histogram of the class sizes.
     """
-    splits = [name for name in SPLIT_COLOURS if name in counts]
+    splits = [name for name in plots.SPLIT_COLOURS if name in counts]
     order = np.argsort(-counts["total"].to_numpy(), kind="stable")
     counts = counts.iloc[order].reset_index(drop=True)
     if len(counts) <= MAX_BARS:
-        figure, [[axes]] = create_panels(1, 1, 8.5, 1.3 + 0.22 * len(counts))
+        figure, [[axes]] = plots.create_panels(1, 1, 8.5, 1.3 + 0.22 * len(counts))
         names = [shorten_name(name, 48) for name in counts["name"]]
-        draw_bars(axes, names, {split: counts[split] for split in splits}, SPLIT_COLOURS)
-        label_axes(axes, x="photos", grid="x", whole="x")
+        plots.draw_bars(axes, names, {split: counts[split] for split in splits}, plots.SPLIT_COLOURS)
+        plots.label_axes(axes, x="photos", grid="x", whole="x")
     else:
         figure = _curve_and_histogram(counts, splits)
-    finish(figure, f"{title}: {counts['total'].sum():,} photos of {len(counts):,} classes", file)
+    plots.finish(figure, f"{title}: {counts['total'].sum():,} photos of {len(counts):,} classes", file)
 
 
 def _curve_and_histogram(counts: pd.DataFrame, splits: list[str]) -> "Figure":
-    figure, [[curve], [histogram]] = create_panels(2, 1, 9.5, 7, height_ratios=(3, 2))
+    figure, [[curve], [histogram]] = plots.create_panels(2, 1, 9.5, 7, height_ratios=(3, 2))
     total = counts["total"].to_numpy()
     edges, floor = np.arange(len(counts) + 1) + 0.5, np.zeros(len(counts))
     for split in splits:
-        draw_histogram(curve, edges, counts[split], SPLIT_COLOURS[split], split, floor, gaps=False)
+        plots.draw_histogram(curve, edges, counts[split], plots.SPLIT_COLOURS[split], split, floor, gaps=False)
         floor += counts[split]
     first, last = (shorten_name(counts["name"].iloc[i], 40) for i in (0, -1))
     heading = f"largest: {first} ({total[0]:,}); smallest: {last} ({total[-1]:,})"
-    label_axes(curve, heading, "class, sorted by its photos", "photos", whole="y")
+    plots.label_axes(curve, heading, "class, sorted by its photos", "photos", whole="y")
     curve.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
     median = np.median(total)
-    draw_line(curve, (edges[0], edges[-1]), (median, median), TEXT, f"median: {median:,.0f} photos", dashed=True,
-              linewidth=0.8)  # fmt: skip
+    name = f"median: {median:,.0f} photos"
+    plots.draw_line(curve, (edges[0], edges[-1]), (median, median), plots.TEXT, name, dashed=True, linewidth=0.8)
     low, high = int(total.min()), int(total.max())
     width = -(-(high - low + 1) // MAX_BINS)  # whole, so that each bin covers equally many possible counts
     bins = np.arange(low, high + width + 1, width) - 0.5
-    draw_histogram(histogram, bins, np.histogram(total, bins)[0], FAINT)
-    label_axes(histogram, x="photos in a class", y="classes", whole="xy")
+    plots.draw_histogram(histogram, bins, np.histogram(total, bins)[0], plots.FAINT)
+    plots.label_axes(histogram, x="photos in a class", y="classes", whole="xy")
     return figure
 
 
-def plot_samples(
-    table: Table, label: str, classes: Sequence[int], file: Path, num_per_class: int = 8, seed: int = 0
-) -> None:
+def plot_samples(table: Table, label: str, classes: Sequence[int], file: Path, num_per_class: int) -> None:
     """Write a PNG with one row for each of these codes of `label`: its name and random photos of it, whole and upright.
 
     Boxes are drawn if the table has any. At most 60 rows. An unreadable photo is a grey tile.
@@ -298,7 +286,7 @@ def plot_samples(
     boxes = table.rows[BOX].to_numpy(np.float32) if table.has_boxes else None
     for code in classes:
         # Seeded by class, so that it shows the same photos whichever other classes are chosen
-        photos = np.random.default_rng((seed, int(code))).permutation(np.flatnonzero(codes == code))[:num_per_class]
+        photos = np.random.default_rng((0, int(code))).permutation(np.flatnonzero(codes == code))[:num_per_class]
         tiles = [Tile(table.photo(photo), box=None if boxes is None else boxes[photo]) for photo in photos]
         name = textwrap.wrap(table.class_labels[label].names[code], 22, max_lines=3, placeholder=f" {ELLIPSIS}")
         rows.append(Row(tiles or ["no photos"], [(line, "normal") for line in name]))

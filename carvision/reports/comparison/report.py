@@ -119,7 +119,10 @@ def _write(
     whole = [name for name in WHOLE if name in frame and (frame[name].dropna() % 1 == 0).all()]
     write_csv(folder / "compare.csv", frame.assign(**settings).astype(dict.fromkeys(whole, "Int64")), index=True)
     title = f"{len(runs)} runs compared" if len(runs) > 1 else f"One run: {frame.index[0]}"
-    about, notes = _about(frame, epoch), _notes(frame, keys)
+    about = "Metrics of each run's best epoch, the test with the weights of that epoch."
+    if epoch is not None:
+        about = f"Metrics at the end of epoch {epoch}, wall minutes of training until then."
+    notes = _notes(frame, keys)
     tables = [runs_table(frame, "Metrics", notes), *studies]
     if keys:
         tables.append(settings_table(runs, list(frame.index), keys))
@@ -134,12 +137,6 @@ def _write(
     )
     for table in studies:
         print_table(table, console)
-
-
-def _about(frame: pd.DataFrame, epoch: int | None) -> str:
-    if epoch is not None:
-        return f"Metrics at the end of epoch {epoch}, wall minutes of training until then."
-    return "Metrics of each run's best epoch, the test with the weights of that epoch."
 
 
 def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
