@@ -39,8 +39,6 @@ def write_comparison(
 
     The arguments are the options of carvision.compare, documented by its --help. Raises InputError.
     """
-    if epoch is not None and epoch < 1:
-        raise InputError(f"--epoch: {epoch} is not 1 or more; epochs count from 1")
     if price_per_hour is not None and not price_per_hour >= 0:
         raise InputError(f"--price-per-hour: {price_per_hour} is not 0 or more")
     runs = [read_run(path) for path in find_runs(given)]
