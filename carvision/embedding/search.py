@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,25 +55,18 @@ class RetrievalTask:
 class PhotoCollection:
     """The photos of the data, embedded on demand or read from saved embeddings.
 
-    source: None for saved embeddings, saved: None without. folder: of the model or the saved embeddings, below which
-    results are written. about, notes: for the report. packed: the photos are in a pack, which saved embeddings can't
-    open.
+    embed: returns the embeddings of some of them. source: None for saved embeddings. folder: of the model or the saved
+    embeddings, below which results are written. about, notes: for the report. packed: the photos are in a pack, which
+    saved embeddings can't open.
     """
 
-    source: Source | None
-    saved: Embeddings | None
     table: Table
+    embed: Callable[[Table], Embeddings]
+    source: Source | None
     folder: Path
     about: dict
     notes: list[str]
     packed: bool = False
-
-    def embed(self, table: Table) -> Embeddings:
-        """Return the embeddings of `table`, a subset of the photos."""
-        if self.source is not None:
-            return self.source.embed(table)
-        assert self.saved is not None  # it is the one or the other
-        return self.saved.select(self.table.rows["path"].isin(table.rows["path"]).to_numpy())
 
 
 def open_photos(options: argparse.Namespace) -> PhotoCollection:
@@ -85,14 +79,18 @@ def open_photos(options: argparse.Namespace) -> PhotoCollection:
             raise InputError(f"{given}: {options.run} holds computed embeddings; give the run to compute others")
         saved, about = read_embeddings(options.run)
         about_saved = {"embeddings": str(options.run), **{key: about[key] for key in COPIED_KEYS if key in about}}
-        return PhotoCollection(None, saved, saved.table, options.run, about_saved, [], about.get("packed", False))
+
+        def select(part: Table) -> Embeddings:
+            return saved.select(saved.table.rows["path"].isin(part.rows["path"]).to_numpy())
+
+        return PhotoCollection(saved.table, select, None, options.run, about_saved, [], about.get("packed", False))
     source = open_source(options)
     # the gallery needs the full split, not just test
     table = source.read_table(options.split if options.leave_one_out else "train")
     notes = []
     if not options.query:
         notes = notes_on_seen_photos(select_split(table, options.split), options.split, source.splits_files)
-    return PhotoCollection(source, None, table, source.folder or Path(), source.about, notes)
+    return PhotoCollection(table, source.embed, source, source.folder or Path(), source.about, notes)
 
 
 def embed_task(photos: PhotoCollection, options: argparse.Namespace) -> RetrievalTask:
