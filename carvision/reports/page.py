@@ -40,9 +40,12 @@ def write_page(file: Path, title: str, about: str, sections: Sequence[Section]) 
     All texts are escaped, whatever they hold.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    functions = {"zip": zip, "base64": lambda picture: base64.b64encode(picture.read_bytes()).decode()}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"), functions)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"), {"zip": zip, "base64": _base64})
     write_text(file, template.render(title=title, about=about, sections=sections) + "\n")
+
+
+def _base64(picture: Path) -> str:
+    return base64.b64encode(picture.read_bytes()).decode()
 
 
 def write_markdown(file: Path, title: str, about: str, sections: Sequence[Section]) -> None:
