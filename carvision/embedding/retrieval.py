@@ -27,8 +27,7 @@ from carvision.files.atomic import write_csv, write_json
 from carvision.files.log import start_log
 from carvision.files.output_folder import output_folder
 from carvision.inference.predictor import choose_device
-from carvision.metrics.exact_search import nearest
-from carvision.metrics.neighbours import knn_metrics
+from carvision.metrics.neighbours import knn_metrics, nearest
 from carvision.reports.photos import NOT_KNOWN, RIGHT, WRONG, Row, Tile, plot_sheet, wrap_label
 from carvision.reports.plots import TEXT
 from carvision.reports.tables import TextTable, best_of_columns, percent, print_table

@@ -15,8 +15,7 @@ from carvision.embedding.store import ABOUT, Embeddings, read_embeddings
 from carvision.errors import InputError
 from carvision.evaluation.select import notes_on_seen_photos, select_split
 from carvision.inference.predictor import choose_device
-from carvision.metrics.exact_search import nearest, split_blocks
-from carvision.metrics.neighbours import concatenate_blocks, num_relevant, queries_per_block, query_metrics, vote
+from carvision.metrics.neighbours import concatenate_blocks, nearest, num_relevant, query_blocks, query_metrics, vote
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +173,7 @@ def search(task: RetrievalTask, options: argparse.Namespace) -> Found:
     num_classes, device = len(task.classes), choose_device(options.device)
     metrics, listed = [], []
     predicted: list[dict[int, np.ndarray]] = []
-    for rows in split_blocks(np.arange(len(relevant)), queries_per_block(num, num_classes)):
+    for rows in query_blocks(np.arange(len(relevant)), num, num_classes):
         scores, found = nearest(
             task.queries.values[rows], task.gallery.values, num, options.distance, task.own[rows], device
         )
