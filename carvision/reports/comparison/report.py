@@ -175,8 +175,7 @@ def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], metric: str, folder: Pa
             pictures[f"{kind} by epoch"] = file
     for amount, noun in {"training_s": "time", "cost": "cost"}.items():
         if len(frame) > 1 and amount in frame and frame[[amount, metric]].notna().all(axis=1).sum() > 1:
-            pictures[f"Accuracy against {noun}" if "top" in metric else f"{metric} against {noun}"] = (
-                file := folder / f"against_{noun}.png"
-            )
-            plot_trade_off(frame, amount, metric, file)
+            heading = f"{'Accuracy' if 'top' in metric else metric} against {noun}"
+            pictures[heading] = folder / f"against_{noun}.png"
+            plot_trade_off(frame, amount, metric, pictures[heading])
     return pictures
