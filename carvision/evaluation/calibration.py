@@ -49,20 +49,14 @@ def choose_temperature(
     val = predict_val() if is_run_split is not None else None
     if val is None:
         return [] if stored else ["no temperature was fitted to these probabilities"]
-    predictor.temperature = _fit(predictor, val)
+    predictor.temperature = {
+        name: fit_temperature(val.logits[name][val.valid], val.targets[name][val.valid]) for name in predictor.classes
+    }
+    text = ", ".join(f"{name} {value:.2f}" for name, value in predictor.temperature.items())
+    log.info("temperature on %s validation photos: %s", f"{len(val.paths):,}", text)
     if as_in_training and is_run_split and not predictor.averages:
         _store(run, predictor.temperature)
     return ["the temperature was fitted on photos that are among these"] if split in ("val", "all") else []
-
-
-def _fit(predictor: Predictor, val: Predictions) -> dict[str, float]:
-    fitted = {}
-    for name in predictor.classes:
-        known = val.known(name)
-        fitted[name] = fit_temperature(val.logits[name][known], val.targets[name][known])
-    text = ", ".join(f"{name} {value:.2f}" for name, value in fitted.items())
-    log.info("temperature on %s validation photos: %s", f"{len(val.paths):,}", text)
-    return fitted
 
 
 def _store(run: Path, temperature: dict[str, float]) -> None:
