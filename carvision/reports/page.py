@@ -16,7 +16,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: below its heading paragraphs, a table, a picture (PNG) and further HTML, as far as it has them.
+    """A part of a page: a heading, and any of paragraphs, a table, a picture (PNG) and further HTML, in this order.
 
     markup: HTML that is shown as it is, so it must hold no text of others; Markdown leaves it out.
     """
