@@ -39,7 +39,10 @@ def examine(data: str | None, out: str, report: Callable[[str], None]) -> Examin
     for name, part in parts.items():
         try:
             for item in part():
-                (found.findings if isinstance(item, Finding) else found.rows).append(item)
+                if isinstance(item, Finding):
+                    found.findings.append(item)
+                else:
+                    found.rows.append(item)
         except Exception as error:  # an unforeseen machine
             what = f"this part of the machine could not be examined ({abbreviate(f'{type(error).__name__}: {error}')})"
             found.findings.append(Finding("note", name, what))

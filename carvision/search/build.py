@@ -176,26 +176,15 @@ def cells_of(space: Space, settings: dict) -> list[int] | None:
     return cells
 
 
-class NthValueTrial:
-    """Stand in for an Optuna trial: draw the n-th value of each dimension."""
-
-    def __init__(self, number: int):
-        self.number = number
-
-    def suggest_categorical(self, name: str, values: list):
-        return values[self.number % len(values)]
-
-    def suggest_float(self, name: str, low, high, **_):
-        return high if self.number % 2 else low
-
-    suggest_int = suggest_float
-
-
 def try_space(sweep: Sweep, complete: bool = True) -> None:
     """Compose and check trials in which each choice occurs once. Raise InputError for the first invalid one."""
     num = max(max(len(dimension.choices), 2) for dimension in sweep.space.dimensions)
     for number in range(min(num, MAX_SAMPLE_DRAWS)):
-        drawn = sweep.space.draw(NthValueTrial(number))
+        drawn: dict[str, Value] = {}
+        for one in sweep.space.dimensions:
+            if one.is_drawn(drawn):
+                ends = one.choices or (one.low, one.high)
+                drawn[one.key] = ends[number % len(ends)]
         overrides = sweep.overrides_for(drawn)
         try:
             compose_sweep(overrides, complete)

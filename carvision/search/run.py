@@ -36,7 +36,8 @@ MAX_STARTS = 5  # of a worker that is killed repeatedly
 def search(sweep: Sweep, overrides: list[str]) -> None:
     """Run the search until no trial is left to start; print the search's folder last. Exit with 128 + its number after
     a signal. overrides: the words of the command line, for the workers."""
-    quiet_optuna()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # no messages about single trials
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     start_log(None)
     remove_launcher_variables()
     storage = open_storage(sweep.settings["storage"], sweep.folder)
@@ -82,12 +83,6 @@ def remove_launcher_variables() -> None:
     for name in list(os.environ):
         if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK"):
             del os.environ[name]
-
-
-def quiet_optuna() -> None:
-    """Silence Optuna's messages about single trials, and its experimental warnings (the lock file pins its version)."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 def introduce(sweep: Sweep, study: optuna.Study) -> None:
