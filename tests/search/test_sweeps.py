@@ -152,10 +152,9 @@ def test_a_killed_or_stopped_search_is_continued_by_the_same_command(tmp_path, d
 @pytest.mark.slow  # with a fork server of its own, which imports what all others have imported already
 def test_ctrl_c_while_the_first_trial_starts_is_silent(tmp_path, demo_photos):
     words, err = overrides_for(tmp_path / "sweep", *demo(demo_photos), LR, "sweep.trials=1"), tmp_path / "err"
+    command = [sys.executable, "-m", "carvision.sweep", *words]
     with err.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "carvision.sweep", *words], stderr=file, start_new_session=True
-        )
+        process = subprocess.Popen(command, stderr=file, start_new_session=True)
     wait_until(lambda: "trial 0: " in err.read_text() or process.poll() is not None)
     time.sleep(1)  # for the interpreter of the fork server to start
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
