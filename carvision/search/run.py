@@ -17,6 +17,7 @@ from functools import partial
 import optuna
 from optuna.trial import TrialState
 
+from carvision.config.schema import random_transforms, reason_not_cacheable
 from carvision.errors import InputError
 from carvision.files.atomic import create_folder, open_kept
 from carvision.files.log import start_log
@@ -96,8 +97,25 @@ def introduce(sweep: Sweep, study: optuna.Study) -> None:
     if pruner == "hyperband":
         for line in describe_brackets(sweep):
             log.info("%s", line)
+    if caches_features(sweep):
+        log.info(
+            "the backbone is frozen and its photos stay the same: the features of each backbone are computed once, and "
+            "trials train on them"
+        )
     if trials_of(sweep, study):
         log.info("continuing %s: %s", sweep.folder, state_of(sweep, study))
+
+
+def caches_features(sweep: Sweep) -> bool:
+    """Return whether the backbone's features depend on no searched value but the backbone itself."""
+    config, below = sweep.config, ("augment.", "data.", "phases.", "model.train_layers.")
+    return (
+        config["model"]["train_layers"] == "none"
+        and config["features"]["keep"] is not False
+        and not random_transforms(config)
+        and not reason_not_cacheable(config)
+        and not any(f"{key}.".startswith(below) for key in sweep.space.keys)
+    )
 
 
 def run_workers(sweep: Sweep, overrides: list[str]) -> None:

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from carvision.files.locks import is_locked
 from carvision.search import queue as queue_module
 from carvision.search import worker as worker_module
+from carvision.search.run import caches_features
 from carvision.search.study import open_storage, open_study
 from carvision.sweep import sweep
 from tests import forked
@@ -190,10 +191,11 @@ def test_workers_of_one_command_share_the_search(tmp_path, demo_photos):
 
 def test_features_of_a_frozen_backbone_are_computed_once_for_all_trials(tmp_path, demo_photos):
     words = [*demo(demo_photos), "model.train_layers=none", "augment=none", f"features.dir={tmp_path / 'features'}", LR]
-    search(tmp_path / "sweep", *words, "optimizer=choice(sgd,adamw)", "sweep.trials=2", "sweep.sampler=random")
+    done = search(tmp_path / "sweep", *words, "optimizer=choice(sgd,adamw)", "sweep.trials=2", "sweep.sampler=random")
     first, second = ((tmp_path / "sweep" / "trials" / name / "run.log").read_text() for name in ("0000", "0001"))
     assert "computing the features of 168 photos, once" in first  # of 240: 72 are test photos
-    assert "computing the features" not in second
+    assert "computing the features" not in second and "features of each backbone are computed once" in done.stderr
+    assert not caches_features(small_sweep(tmp_path / "other", *words, "augment=choice(none,light)"))
 
 
 @pytest.mark.slow
