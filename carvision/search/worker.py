@@ -29,7 +29,6 @@ from carvision.files.locks import is_locked
 from carvision.search import queue
 from carvision.search.build import Sweep
 from carvision.search.queue import PRUNED, Heartbeat, Queue, best_first, folder_of
-from carvision.system.machine import FORK
 from carvision.system.runtime import STOP_SIGNALS, end_with_parent
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ class Worker:
         self.num_failures, self.has_succeeded = 0, False
         trainer = sweep.config["trainer"]
         is_single = trainer["devices"] in (1, "1") and trainer["num_nodes"] == 1 and trainer["accelerator"] != "tpu"
-        self.can_fork = FORK is not None and is_single
+        self.can_fork = is_single and sys.platform == "linux"  # elsewhere forking is not safe
         self.can_fork &= not any(key.partition(".")[0] == "trainer" for key in sweep.space.keys)
 
     def work(self) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations  # so that carvision.doctor can report a Pyth
 import math
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
-# Where forking is safe
-FORK = "fork" if sys.platform == "linux" else None
 NO_LIMIT = 2**60  # bytes; cgroups of version 1 write a number near 2^63 for no limit
 
 
