@@ -269,18 +269,24 @@ def require_same_photos(table: Table, folder: Path, allow_changes: bool) -> None
         if any((folder / "checkpoints").glob("*.ckpt")):
             log.warning("%s is missing: can't verify that the photos are those the run was started with", file)
         return
+    problem = _changed_photos(table, file)
+    if problem and not allow_changes:
+        raise InputError(
+            f"run.dir: {problem}; use a new run.dir, or the photos as they are now with run.allow_changes=true"
+        )
+    if problem:
+        log.warning("using the photos as they are now, though %s", problem)
+
+
+def _changed_photos(table: Table, file: Path) -> str:
+    """Return how the table's photos differ from those in splits.csv, or why that can't be read; "" if they are the
+    same."""
     try:
         before = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8").set_index("path")
         if "split" not in before or not before.index.is_unique:
             raise ValueError("not a list of photos and their splits")
     except (OSError, ValueError, KeyError) as error:
-        what = f"{file} can't be read ({one_line(error, 100)})"
-        if not allow_changes:
-            raise InputError(
-                f"run.dir: {what}; use a new run.dir, or the photos as they are with run.allow_changes=true"
-            ) from None
-        log.warning("%s; using the photos as they are now", what)
-        return
+        return f"{file} can't be read ({one_line(error, 100)})"
     now = splits_of(table).astype(str).set_index("path")
     before, now = (frame.map(nfc).set_axis(frame.index.map(nfc)) for frame in (before, now))
     common = before.index.intersection(now.index)
@@ -288,14 +294,8 @@ def require_same_photos(table: Table, folder: Path, allow_changes: bool) -> None
     moved = (before.loc[common, columns] != now.loc[common, columns]).any(axis=1).sum()
     more, fewer = len(now) - len(common), len(before) - len(common)
     if not (more or fewer or moved):
-        return
-    what = (
+        return ""
+    return (
         f"the photos are not those the run was started with ({file}): {more:,} more, {fewer:,} fewer, {moved:,} in "
-        "another split or class"
+        "another split or class (data.split.file=<a copy of that file> gives the old splits)"
     )
-    if not allow_changes:
-        raise InputError(
-            f"run.dir: {what}. Put them back, use the old splits with data.split.file=<a copy of that file>, or "
-            "continue with run.allow_changes=true"
-        )
-    log.warning("continuing, though %s", what)
