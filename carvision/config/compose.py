@@ -133,8 +133,7 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig | None:
 
 def choices_of(config_name: str, overrides: list[str]) -> Mapping[str, str | None]:
     """Return {group: choice} of these overrides, without checking values."""
-    with as_input_errors():
-        _compose(config_name, overrides)
+    compose_alone(config_name, overrides)
     return choices()
 
 
@@ -318,25 +317,24 @@ def hydra_message(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OverrideParseException):
         return _unparsed(error.override, text)
-    choice = re.search(r"Could not find '([^']+)/([^'/]+)'(.*)", text, re.DOTALL)
-    if choice:
+    if choice := re.search(r"Could not find '([^']+)/([^'/]+)'(.*)", text, re.DOTALL):
         options = re.sub(r"Config search path.*|Available options in '[^']+':", "", choice[3], flags=re.DOTALL).split()
         return _no_choice(choice[1], choice[2], options)
-    several = re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'$", text, re.MULTILINE)
-    if several:
+    if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'$", text, re.MULTILINE):
         key, value = several.groups()
         return f"{key}: {value} are several values; write {key}=[{value}] for a list, or -m for a run with each of them"
     unknown = re.match(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
-    if unknown and is_mapping(unknown[1]):  # it has keys already
-        return f"{unknown[1]}: to add a key to it, write '+{unknown[1]}.<key>=<value>'"
-    if unknown and unknown[1].startswith("phases."):
-        return f"{unknown[1]}: the phase does not have this key yet; to add it, write '+{unknown[1]}=<value>'"
-    if unknown and unknown[1] in ALLOWED:
-        group = unknown[1].split(".")[0]
-        return f"{unknown[1]}: the {group} that is chosen has no such key; choose another with {group}=<choice>"
-    if unknown:
-        return f"{unknown[1]}: there is no such key{suggest(unknown[1], ALLOWED)} (all keys: --cfg job)"
-    return one_line(text)
+    if not unknown:
+        return one_line(text)
+    key = unknown[1]
+    if is_mapping(key):  # it has keys already
+        return f"{key}: to add a key to it, write '+{key}.<key>=<value>'"
+    if key.startswith("phases."):
+        return f"{key}: the phase does not have this key yet; to add it, write '+{key}=<value>'"
+    if key in ALLOWED:
+        group = key.split(".")[0]
+        return f"{key}: the {group} that is chosen has no such key; choose another with {group}=<choice>"
+    return f"{key}: there is no such key{suggest(key, ALLOWED)} (all keys: --cfg job)"
 
 
 def _unparsed(word: str, reason: str) -> str:

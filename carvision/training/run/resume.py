@@ -89,18 +89,16 @@ def read_resume_point(folder: Path) -> tuple[ResumePoint | None, list[str]]:
 
 def _point_of(file: Path) -> ResumePoint:
     state = read_checkpoint(file)
-    epoch, batches = state["epoch"], state["batches_done"]
+    counts = [state[key] for key in ("epoch", "batches_done", "phase", "phase_begun")]
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise ValueError("its epoch counts are invalid")
+    epoch, batches, phase, begun = counts
     early = [values for name, values in state["callbacks"].items() if name.startswith("Patience")]
     stopped = any(v["stopping_reason"] != NOT_STOPPED and v["stopped_epoch"] == epoch for v in early)
     waited = max((v["wait_count"] for v in early), default=0)
-    done = epoch + (0 if batches else 1)
     saving = next(values for name, values in state["callbacks"].items() if name.startswith("Checkpoints"))
-    counts = (epoch, batches, state["phase"], state["phase_begun"])
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise ValueError("its epoch counts are invalid")
-    return ResumePoint(
-        str(file), state["phase"], state["phase_begun"], done, batches, stopped, waited, saving["best_epoch"]
-    )
+    done = epoch + (batches == 0)
+    return ResumePoint(str(file), phase, begun, done, batches, stopped, waited, saving["best_epoch"])
 
 
 def read_checkpoint(file: Path) -> dict:
@@ -143,20 +141,14 @@ def load_best(folder: Path, lit: torch.nn.Module) -> dict:
     raise InputError(f"run.dir: no checkpoint can be tested ({'; '.join(problems)}); use a new run.dir to start anew")
 
 
-def require_more_epochs(earlier: EarlierRun, phases: list[Phase], patience: int | None) -> None:
-    """Raise InputError if a finished run is not trained further with these phases."""
-    reason = earlier.metrics is not None and reason_to_end(earlier, phases, patience)
-    if reason:
-        raise InputError(f"run.dir: {earlier.folder} holds a finished run: {reason}")
-
-
 def resume_point_of(earlier: EarlierRun, phases: list[Phase], patience: int | None) -> ResumePoint | None:
     """Return where this start resumes; None if the earlier one was killed before its first checkpoint.
 
     patience: callbacks.patience. Raises InputError if no checkpoint can be read, the phases have fewer epochs than the
     run has trained, or a finished run is not trained further with these phases.
     """
-    require_more_epochs(earlier, phases, patience)
+    if earlier.metrics and (reason := reason_to_end(earlier, phases, patience)):
+        raise InputError(f"run.dir: {earlier.folder} holds a finished run: {reason}")
     point = earlier.point
     if point is None:
         if earlier.problems:
@@ -193,7 +185,7 @@ def reason_to_end(earlier: EarlierRun, phases: list[Phase], patience: int | None
             f"early stopping ended it after {point.epochs_done} epochs, and callbacks.patience={patience} would "
             "again; give a larger one, or null"
         )
-    if point.epochs_done >= _planned_end(point, phases) and not point.batches_done:
+    if point.epochs_done >= point.phase_begun + phases[point.phase]["epochs"] and not point.batches_done:
         wanted = sum(phase["epochs"] for phase in phases)
         return (
             f"all of its {point.epochs_done} epochs are trained, and {wanted} are asked for; give more with "
@@ -207,11 +199,6 @@ def _stays_stopped(point: ResumePoint, patience: int | None) -> bool:
     return point.stopped_early and patience is not None and point.waited >= patience
 
 
-def _planned_end(point: ResumePoint, phases: list[Phase]) -> int:
-    """Return the number of epochs after which the resume point's phase ends."""
-    return point.phase_begun + phases[point.phase]["epochs"]
-
-
 def _require_enough_epochs(point: ResumePoint, phases: list[Phase]) -> None:
     """Raise InputError if the phases have fewer epochs than the run has already trained."""
     key = epochs_key(phases[min(point.phase, len(phases) - 1)])
@@ -219,7 +206,7 @@ def _require_enough_epochs(point: ResumePoint, phases: list[Phase]) -> None:
         raise InputError(
             f"{key}: the run has started phase {point.phase + 1}, and there are only {len(phases)} now; give as many"
         )
-    end, begun = _planned_end(point, phases), point.epochs_done + (point.batches_done > 0)
+    end, begun = point.phase_begun + phases[point.phase]["epochs"], point.epochs_done + (point.batches_done > 0)
     if begun > end:
         inside = f" and {point.batches_done} batches" if point.batches_done else ""
         raise InputError(

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pandas as pd
 import pytorch_lightning as pl
 
+from carvision.data.build import folds_of
 from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.data.splits import write_splits
 from carvision.data.table import SPLITS, Table
@@ -47,7 +48,6 @@ def train_single_run(
     cfg: dict,
     folder: Path,
     phases: list[Phase],
-    fold: int | None = None,
     earlier: EarlierRun | None = None,
     ends: float | None = None,
     callbacks: Sequence[pl.Callback] = (),
@@ -55,8 +55,8 @@ def train_single_run(
     """Train as `cfg` (plain and checked) says, into the folder. Return the contents of metrics.json; None if
     run.max_epochs_per_start ended this start earlier. Raise Stopped after a signal or run.max_minutes.
 
-    phases: of cfg. fold: see build_datamodule. earlier: what earlier starts of this run left in the folder, which is
-    resumed. ends: time.monotonic() after which this start stops; None: never. callbacks: called before the run's own.
+    phases: of cfg. earlier: what earlier starts of this run left in the folder, which is resumed. ends:
+    time.monotonic() after which this start stops; None: never. callbacks: called before the run's own.
     """
     quiet_libraries()
     set_deterministic(cfg["deterministic"])
@@ -70,7 +70,7 @@ def train_single_run(
     clock = Clock(folder / "seconds.json", extended and extended.get("seconds"))
     if first and not extended:
         write_config(cfg, folder)
-    datamodule, table = _read_photos(cfg, folder, fold, earlier is not None, write=first and not extended)
+    datamodule, table = _read_photos(cfg, folder, earlier is not None, write=first and not extended)
     clock.lap("reading")
     lit = build_lit_classifier(cfg, datamodule, phases)
     datamodule.require_usable(splits_needed(cfg, phases), list(lit.labels))
@@ -109,13 +109,13 @@ def train_single_run(
     return _finish(cfg, folder, trainer, lit, datamodule, clock)
 
 
-def _read_photos(cfg: dict, folder: Path, fold: int | None, resume: bool, write: bool) -> tuple[PhotoDataModule, Table]:
+def _read_photos(cfg: dict, folder: Path, resume: bool, write: bool) -> tuple[PhotoDataModule, Table]:
     """Return the datamodule and its table. Raise InputError if a resumed run had other photos.
 
     write: the table's splits are written to the folder.
     """
     with first_process_first():  # it may draw the demo data or download
-        datamodule = build_datamodule(cfg, fold)
+        datamodule = build_datamodule(cfg, folds_of(cfg["data"]["split"])[0])
     table = datamodule.table
     assert table is not None  # the datamodule is set up
     if resume:

@@ -34,7 +34,7 @@ from carvision.training.run.folder import (
     require_same_config,
     write_config,
 )
-from carvision.training.run.resume import EarlierRun, read_earlier_run, reason_to_end, require_more_epochs
+from carvision.training.run.resume import EarlierRun, read_earlier_run, reason_to_end
 from carvision.training.run.single_run import train_single_run
 from carvision.training.run.stopping import Stopped
 
@@ -123,31 +123,29 @@ def _run_parts(cfg: dict, folder: Path, earlier: EarlierRun | None, callbacks: S
     _refuse_other_kind(folder, kind if seeds or len(folds) > 1 else None)
     phases = build_phases(cfg)
     if len(folds) == 1 and not seeds:
-        train_single_run(cfg, folder, phases, folds[0], earlier, ends, callbacks)
+        train_single_run(cfg, folder, phases, earlier, ends, callbacks)
         return
     configs = _part_configs(cfg, folds, seeds)
     folders = [folder / f"{kind}_{value}" for value in values]
     earlier_parts = [read_earlier_run(part) for part in folders]
     patience = cfg["callbacks"]["patience"]
-    # Finished, and not trained further with these phases
-    done = [part and part.metrics is not None and reason_to_end(part, phases, patience) for part in earlier_parts]
+    ended = [part and part.metrics and reason_to_end(part, phases, patience) for part in earlier_parts]
     extends = earlier is not None and earlier.metrics is not None
-    if extends and earlier_parts[0] and all(done):
-        require_more_epochs(earlier_parts[0], phases, patience)
+    if extends and all(ended):
+        raise InputError(f"run.dir: {folders[0]} holds a finished run: {ended[0]}")
     if is_first_process():
         if extends:
             write_json(folder / EXTENDING, {f"{kind}s": values})
         write_config(cfg, folder)
     parts = []
-    for number, (value, part, begun) in enumerate(zip(values, folders, earlier_parts, strict=True)):
-        log.info("%s %d: %d of %d", kind, value, number + 1, len(values))
+    for number, (part, begun) in enumerate(zip(folders, earlier_parts, strict=True)):
+        log.info("%s %d: %d of %d", kind, values[number], number + 1, len(values))
         if is_first_process():
             create_folder(part)
-        if begun and done[number]:
+        if begun and ended[number]:
             metrics = begun.metrics
         else:
-            fold = folds[0] if seeds else value
-            metrics = train_single_run(configs[number], part, phases, fold, begun, ends, callbacks)
+            metrics = train_single_run(configs[number], part, phases, begun, ends, callbacks)
         assert metrics is not None  # all epochs of a part are trained: run.max_epochs_per_start is refused
         parts.append(metrics)
     _summarise(cfg, folder, kind, parts)
