@@ -33,9 +33,14 @@ def parse_json(content: bytes, name: str) -> object:
 
 
 def one_of(*choices: str | int) -> Check:
-    """Allow these words or whole numbers."""
+    """Allow these words or whole numbers; not True or 1.0 for 1."""
     words = [str(choice) for choice in choices]
-    return lambda value: None if value in choices else f"one of {', '.join(words)}{suggest(str(value), words)}"
+
+    def check(value):
+        valid = type(value) in (str, int) and value in choices
+        return None if valid else f"one of {', '.join(words)}{suggest(str(value), words)}"
+
+    return check
 
 
 def number(low: float = -math.inf, high: float = math.inf, above: bool = False, only_whole: bool = False) -> Check:

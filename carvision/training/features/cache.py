@@ -76,7 +76,7 @@ class FeatureCache:
     """Call cache(split) for the split's CachedFeatures, or None if the photos themselves must be used. Set as
     PhotoDataModule.cached_features.
 
-    linear_start: also compute the features of "train" and "val" if they replace no photos; if those of no split do,
+    linear_start: compute the features of "train" and "val" in any case. If those of no split replace its photos,
     nothing is stored on the disk. Raises InputError as splits_to_cache does.
     """
 

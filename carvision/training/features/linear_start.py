@@ -73,9 +73,9 @@ class LinearStart(pl.Callback):
         photos = {split: self.cache.photos_of(features, split) for split in ("train", "val")}
         with torch.random.fork_rng():
             method = fit_above(module, photos, self.seed)
-        above = {name: value for name, value in module.model.state_dict().items() if not name.startswith("backbone.")}
-        cpu = {name: value.cpu() for name, value in above.items()}
-        module.model.load_state_dict(broadcast_object(cpu), strict=False)  # other processes may differ in the last bits
+        above = {k: value.cpu() for k, value in module.model.state_dict().items() if not k.startswith("backbone.")}
+        # Other processes may differ in the last bits
+        module.model.load_state_dict(broadcast_object(above), strict=False)
         metrics = head_scores(module, photos["val"])
         seconds = time.perf_counter() - began
         self.clock.add("linear_start", seconds)

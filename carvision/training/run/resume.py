@@ -34,7 +34,7 @@ STEP_KEYS = ("optimizer.", "schedule.", "phases", "trainer.", "data.batch_size")
 class ResumePoint(NamedTuple):
     """Position in a run that a checkpoint restores. All counts start at 0."""
 
-    file: str
+    file: Path
     phase: int
     phase_begun: int  # first epoch of the phase
     epochs_done: int
@@ -48,7 +48,7 @@ class ResumePoint(NamedTuple):
 class EarlierRun(NamedTuple):
     """What earlier starts of a run left in its folder, read once."""
 
-    folder: str
+    folder: Path
     config: dict
     metrics: dict | None  # of the finished run; None: it is not finished, or being trained further
     point: ResumePoint | None  # of the newest whole checkpoint
@@ -63,7 +63,7 @@ def read_earlier_run(folder: Path) -> EarlierRun | None:
         if config is None:
             return None
         metrics = None if (folder / EXTENDING).exists() else read_metrics(folder)
-        return EarlierRun(str(folder), config, metrics, *read_resume_point(folder / "checkpoints"))
+        return EarlierRun(folder, config, metrics, *read_resume_point(folder / "checkpoints"))
 
     return broadcast_at_start(read)
 
@@ -73,9 +73,7 @@ def read_resume_point(folder: Path) -> tuple[ResumePoint | None, list[str]]:
     that can't be read. Executes no code from them."""
     refuse_link_out(folder)
     found, problems = [], []
-    for file in (folder / LAST, folder / BEST, folder / PREVIOUS):
-        if not file.exists():
-            continue
+    for file in filter(Path.exists, (folder / LAST, folder / BEST, folder / PREVIOUS)):
         try:
             found.append(_point_of(file))
         except Exception as error:  # torch and pickle raise many kinds for a damaged file
@@ -83,7 +81,7 @@ def read_resume_point(folder: Path) -> tuple[ResumePoint | None, list[str]]:
     if not found:
         return None, problems
     newest = max(found, key=lambda point: (point.epochs_done, point.batches_done))  # the first of equal ones
-    epochs = [point.epochs_done - 1 for point in found if point.file == str(folder / BEST)]
+    epochs = [point.epochs_done - 1 for point in found if point.file == folder / BEST]
     return newest._replace(best_lost=newest.best_epoch not in (None, *epochs)), problems
 
 
@@ -98,7 +96,7 @@ def _point_of(file: Path) -> ResumePoint:
     waited = max((v["wait_count"] for v in early), default=0)
     saving = next(values for name, values in state["callbacks"].items() if name.startswith("Checkpoints"))
     done = epoch + (batches == 0)
-    return ResumePoint(str(file), phase, begun, done, batches, stopped, waited, saving["best_epoch"])
+    return ResumePoint(file, phase, begun, done, batches, stopped, waited, saving["best_epoch"])
 
 
 def read_checkpoint(file: Path) -> dict:
@@ -153,7 +151,7 @@ def resume_point_of(earlier: EarlierRun, phases: list[Phase], patience: int | No
     if point is None:
         if earlier.problems:
             raise InputError(f"run.dir: {'; '.join(earlier.problems)}; use a new run.dir to start anew")
-        require_no_lost_checkpoints(Path(earlier.folder))
+        require_no_lost_checkpoints(earlier.folder)
         return None
     _require_enough_epochs(point, phases)
     for problem in earlier.problems:
@@ -163,10 +161,10 @@ def resume_point_of(earlier: EarlierRun, phases: list[Phase], patience: int | No
     if not _stays_stopped(point, patience):
         point = point._replace(stopped_early=False)
     num_epochs = sum(phase["epochs"] for phase in phases)
-    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(Path(point.file).stat().st_mtime))
+    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(point.file.stat().st_mtime))
     inside = f" and {point.batches_done:,} batches of the next" if point.batches_done else ""
-    name = Path(point.file).name
-    log.info("resuming after %d of %d epochs%s (%s of %s)", point.epochs_done, num_epochs, inside, name, written)
+    text = "resuming after %d of %d epochs%s (%s of %s)"
+    log.info(text, point.epochs_done, num_epochs, inside, point.file.name, written)
     return point
 
 

@@ -85,8 +85,8 @@ def train_single_run(
             write_json(folder / EXTENDING, {"epochs": resume_point.epochs_done})
             write_config(cfg, folder)
             write_splits(table, folder / "splits.csv")
-        if resume_point and Path(resume_point.file).name != LAST:  # the last one is damaged, or a kill prevented it
-            link_or_copy(Path(resume_point.file), folder / "checkpoints" / LAST)
+        if resume_point and resume_point.file.name != LAST:  # the last one is damaged, or a kill prevented it
+            link_or_copy(resume_point.file, folder / "checkpoints" / LAST)
         write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
         write_environment(folder, cfg, trainer)
     linear = wants_linear_start(cfg, lit.model)
