@@ -159,12 +159,12 @@ def parse_index(content: bytes, name: str) -> dict[str, Any]:
     try:
         index = parse_json(content, name)
         problem = _problem_of(index)
+        if not problem:
+            return cast(dict, index)
     except InputError as error:
         problem = str(error).removeprefix(f"{name}: ")
-    if problem:
-        problem = one_line(problem, 300)
-        raise InputError(f"data.root: {name} is not what carvision.pack writes ({problem}); pack or copy it again")
-    return cast(dict, index)
+    problem = one_line(problem, 300)
+    raise InputError(f"data.root: {name} is not what carvision.pack writes ({problem}); pack or copy it again")
 
 
 def _problem_of(index: object) -> str | None:

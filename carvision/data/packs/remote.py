@@ -73,7 +73,7 @@ def fetch(url: str, name: str, num_bytes: int, sha256: str, cache: Cache, wait: 
                     unfinished.unlink(missing_ok=True)
             partial = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
             try:
-                with open_new(partial, "w+b") as opened:
+                with open_new(partial) as opened:
                     opened.truncate(num_bytes)  # a sparse file, whose size other processes count in _make_room
                     _make_room(cache)
                     if shutil.disk_usage(cache.folder).free < num_bytes:
@@ -152,10 +152,9 @@ def _download(url: str, out: IO[bytes], max_bytes: int, sha256: str | None = Non
     for pause_s in (*PAUSES_S, None):
         try:
             out.seek(0)
-            _receive(url, out, max_bytes)
+            found = _receive(url, out, max_bytes)
             out.truncate()
-            out.seek(0)
-            if sha256 and hashlib.file_digest(out, "sha256").hexdigest() != sha256:
+            if sha256 not in (None, found):
                 raise ConnectionError("the bytes received are not those that were packed: their SHA-256 differs")
             return
         except InputError:
@@ -181,8 +180,8 @@ class Refused(Exception):
 FINAL = (FileNotFoundError, PermissionError, NotImplementedError, Refused)
 
 
-def _receive(url: str, out: IO[bytes], max_bytes: int) -> None:
-    """Write a file to `out`, chunk by chunk as it arrives.
+def _receive(url: str, out: IO[bytes], max_bytes: int) -> str:
+    """Write a file to `out`, chunk by chunk as it arrives; return its SHA-256.
 
     Raises Refused for more than max_bytes, whatever size the server has stated, and for a server that is too slow;
     InputError for a URL of a kind that isn't supported.
@@ -207,13 +206,15 @@ def _receive(url: str, out: IO[bytes], max_bytes: int) -> None:
             f"data.root: {url}: {one_line(error)}; give a folder, or a URL such as https://, s3:// or gs://, and "
             "install the package that it needs"
         ) from None
-    start, received = time.monotonic(), 0
+    start, received, digest = time.monotonic(), 0, hashlib.sha256()
     with filesystem.open(path, "rb", **stream) as opened:
         while chunk := opened.read(min(CHUNK_BYTES, max_bytes + 1 - received)):
             received += len(chunk)
             if received > max_bytes:
                 raise Refused(f"it has more than the {max_bytes:,} bytes that it may have")
             out.write(chunk)
+            digest.update(chunk)
             seconds = time.monotonic() - start
             if seconds > GRACE_S and received < seconds * MIN_BYTES_PER_S:
                 raise Refused(f"{received:,} bytes were received in {seconds:.0f} s, which is too slow")
+    return digest.hexdigest()

@@ -76,8 +76,7 @@ def pack(table: Table, options: PackOptions, shard_mb: float, folder: Path, num_
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _earlier_plan(folder)  # refuses a folder of something else, before a lock is written there
-        lock = lock_folder(folder, f"out: another process is packing into {folder} now; wait for it, or give another")
-        with contextlib.closing(lock) if lock else contextlib.nullcontext():
+        with lock_folder(folder, f"out: another process is packing into {folder} now; wait for it, or give another"):
             return _pack(table, options, shard_mb, folder, num_workers)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -121,8 +120,7 @@ def _pack(table: Table, options: PackOptions, shard_mb: float, folder: Path, num
             photos = itertools.islice(encoded, number)
             records[i] = write_shard(folder / name, _record_file(folder, name), photos, options, plan.source(i))
             advance(number)
-    damaged = _damaged(folder, plan, {i: records[i] for i in missing}, table, num_workers)
-    if damaged:
+    if damaged := _damaged(folder, plan, {i: records[i] for i in missing}, table, num_workers):
         name, problem = next(iter(damaged.items()))
         raise InputError(
             f"out: {len(damaged)} shards are damaged just after they were written (first: {name}: {problem}); the "
@@ -163,9 +161,8 @@ def _plan(table: Table, options: PackOptions, shard_mb: float, num_shards: dict[
     sizes = np.fromiter((_size(table.photo(row)) for row in range(len(table))), np.int64, len(table))
     split = table.rows["split"].replace("", NO_SPLIT).to_numpy()
     order = np.argsort([sha256(path.encode()).digest() for path in table.rows["path"]], kind="stable")
-    mean = OVERHEAD + (
-        sizes.mean() if options.photos == "original" else _mean_bytes(table, options, order[:NUM_SAMPLES])
-    )
+    as_files = options.photos == "original"
+    mean = OVERHEAD + (sizes.mean() if as_files else _mean_bytes(table, options, order[:NUM_SAMPLES]))
     if num_shards is None:
         counts = {name: (split == name).sum() for name in (*SPLITS, NO_SPLIT)}
         num_shards = {name: max(1, round(n * mean / (shard_mb * 1e6))) for name, n in counts.items() if n}
@@ -281,7 +278,7 @@ def _finish(table: Table, plan: Plan, records: list[ShardRecord], folder: Path, 
         rows[BOX] = photos[BOX].astype(np.float32)
     if bad:
         paths, first = table.rows["path"], min(bad)
-        write_csv(folder / BAD, pd.DataFrame({"path": paths.iloc[list(bad)], "reason": list(bad.values())}))
+        write_csv(folder / BAD, pd.DataFrame({"path": paths.iloc[np.array(list(bad))], "reason": list(bad.values())}))
         log.warning(
             "%d photos can't be read (%d of them left out; first: %s: %s); all are in %s",
             len(bad), len(left_out), paths.iloc[first], bad[first], folder / BAD,
