@@ -37,7 +37,7 @@ class Batch(TypedDict):
 
 
 class PhotoDataset:
-    """Batches of photos: dataset[list of Keys] -> Batch with images.
+    """Batches of photos: dataset[list of Keys] -> Batch with images. begin, read: see loader.Photos.
 
     A photo's randomness depends only on (seed, epoch, row), so a run is the same with any number of threads.
     crop_scale, crop_ratio: ranges of the random training crop's area, as a fraction, and aspect ratio. num_draws:
