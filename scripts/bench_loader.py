@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -271,8 +272,9 @@ def carvision_batches(options: argparse.Namespace) -> Iterable:
     keep_freed_memory()  # as its commands do
     [case], [threads] = options.cases, options.threads
     table, create_dataset = carvision_photos(case, options.root, options)
-    datamodule = PhotoDataModule(lambda: table, create_dataset, options.batch_size, num_workers=threads)
-    datamodule.setup()
+    table_or_read = table if "table" in signature(PhotoDataModule).parameters else lambda: table
+    datamodule = PhotoDataModule(table_or_read, create_dataset, options.batch_size, num_workers=threads)
+    datamodule.setup("fit")  # which earlier ones need
     return datamodule.train_dataloader()
 
 
