@@ -15,8 +15,8 @@ from carvision.embedding.pairs import choose_pairs
 from carvision.embedding.scores import FAR_LEVELS, ScoredPairs, roc, score, tar_name
 from carvision.evaluation.select import notes_on_seen_photos
 from carvision.files.atomic import file_stems, write_csv, write_json
-from carvision.files.log import start_log
 from carvision.files.folders import output_folder
+from carvision.files.log import start_log
 from carvision.reports.plots import COLOURS, FAINT, create_panels, draw_line, finish, label_axes
 from carvision.reports.tables import TextTable, best_of_columns, percent, print_table, without_nan
 from carvision.system.runtime import keep_freed_memory
