@@ -35,7 +35,6 @@ def augment_sheet(cfg: "DictConfig") -> None:
     start_log(None)
     augment = config["augment"]
     datamodule = build_datamodule(config, folds_of(config["data"]["split"])[0])
-    assert datamodule.table is not None  # build_datamodule has set it up
     plot_augmented(
         datamodule.datasets["train"],
         datamodule.table.of_split("train"),

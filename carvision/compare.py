@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from carvision.config.options import add_out_folder, create_parser, log_to_stderr, words_of
+from carvision.config.options import add_out_folder, create_parser, log_to_stderr, whole_from, words_of
 from carvision.errors import one_line_errors
 
 HELP = """Compare runs: a table of their metrics, time and cost, their curves overlaid, accuracy against time and money.
@@ -36,13 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("given", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder that holds runs")
     add_out_folder(parser, "compare/<time>")
     add("--names", type=lambda text: text.split(","), metavar="A,B", help="what the runs are called")
-    add("--epoch", type=int, metavar="N", help="metrics at the end of this epoch, from 1; not the best one")
-    add(
-        "--figure",
-        dest="metric",
-        metavar="METRIC",
-        help="by which runs are judged (default: val/<head with most classes>/top1)",
-    )
+    add("--epoch", type=whole_from(1), metavar="N", help="metrics at the end of this epoch, from 1; not the best one")
+    add("--figure", dest="metric", metavar="METRIC",
+        help="by which runs are judged (default: val/<head with most classes>/top1)")  # fmt: skip
     add("--sort", metavar="METRIC", help="a metric, wall_min, cpu_min or cost to sort the runs by")
     add("--matrix", nargs=2, metavar=("ROWS", "COLUMNS"),
                     help="two keys of the configuration, or sets of them: optimizer.lr,optimizer.momentum")  # fmt: skip

@@ -1,6 +1,7 @@
 """python -m carvision.pack data=... out=...: photos packed into shards. See --help and conf/pack.yaml."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,6 @@ def pack_command(cfg: "DictConfig") -> None:
 
 def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
     # Imported here, as a wrong value is reported without pandas
-    from dataclasses import replace
-
     from carvision.data.build import build_split, build_table, download
     from carvision.data.packs.index import shards_of
     from carvision.data.packs.shard import PackOptions

@@ -1,20 +1,16 @@
-"""python -m carvision.predict RUN PHOTO...: a table of predicted classes, a row a photo. See --help.
-
-An import of this module hides the function carvision.predict, so the module can be called as that function is.
-"""
+"""python -m carvision.predict RUN PHOTO...: a table of predicted classes, a row a photo. See --help."""
 
 import argparse
 import logging
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from carvision.config.options import add_device, add_run, create_parser, log_to_stderr, whole_from, words_of
 from carvision.errors import drop_output, one_line_errors
 
 if TYPE_CHECKING:
-    from carvision.inference.rows import Row, Truth
+    from carvision.inference.rows import Row, TrueCodes
     from carvision.inference.run import Tally
     from carvision.inference.sources import Photo
     from carvision.reports.photos import Shot
@@ -31,15 +27,6 @@ HELP = """Predict the classes of photos with a trained model: a row a photo, in 
 
 The output is FILE.partial until it is complete; if the command is killed, the same one resumes where it stopped.
 """
-
-
-class CallableModule(ModuleType):
-    """A module that is called as the function carvision.predict is."""
-
-    def __call__(self, model, photos, **options):
-        from carvision.inference import in_process
-
-        return in_process.predict(model, photos, **options)
 
 
 def main() -> None:
@@ -114,7 +101,7 @@ def draw_grid(file: Path, tally: "Tally", drawn: list, by_class: bool) -> None:
         plot_predictions([shot_of(tally, *row) for row in drawn], file)
 
 
-def shot_of(tally: "Tally", photo: "Photo", truth: "Truth", row: "Row") -> "Shot":
+def shot_of(tally: "Tally", photo: "Photo", codes: "TrueCodes", row: "Row") -> "Shot":
     """Return a photo of the grid, with a caption for each label."""
     from carvision.reports.photos import Caption
 
@@ -123,7 +110,7 @@ def shot_of(tally: "Tally", photo: "Photo", truth: "Truth", row: "Row") -> "Shot
         if label not in tally.class_ids:
             captions.append(Caption(f"{label} {found:.4g}"))
             continue
-        code = truth.get(label)
+        code = codes.get(label)
         right = None if code is None else tally.is_right(label, code, row)
         captions.append(Caption(found[0]["name"], found[0]["prob"], row.truth.get(label), right))
     return photo.file, photo.box, captions
@@ -131,5 +118,3 @@ def shot_of(tally: "Tally", photo: "Photo", truth: "Truth", row: "Row") -> "Shot
 
 if __name__ == "__main__":
     main()
-else:
-    sys.modules[__name__].__class__ = CallableModule

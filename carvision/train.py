@@ -1,8 +1,9 @@
 """python -m carvision.train [overrides]: train a classifier, test it, save it. See --help and conf/train.yaml."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carvision.config.compose import choices, is_multirun, plain_config, require_weights, run_command
+from carvision.config.compose import choices, is_multirun, plain_config, run_command
 from carvision.errors import InputError
 
 if TYPE_CHECKING:
@@ -12,21 +13,21 @@ if TYPE_CHECKING:
 def train(cfg: "DictConfig") -> None:
     """Train, test and save a classifier."""
     config = plain_config(cfg)
-    require_weights(config)
-    name = choices().get("experiment") or choices()["data"]
-    trainer = config["trainer"]
+    weights, trainer = config["model"]["weights"], config["trainer"]
+    if weights not in ("pretrained", "random") and not Path(weights).exists():
+        raise InputError(f"model.weights: {weights!r} is not pretrained, random, or a file or a run that exists")
     if is_multirun() and (trainer["devices"] not in (1, [0]) or trainer["num_nodes"] > 1):
         raise InputError(
             f"trainer.devices: {trainer['devices']}, and -m needs trainer.devices=1 on one machine: with more, every "
             "process would start all the runs. Start the runs one by one, or let carvision.sweep sweep=grid do it"
         )
-    # Imported here, as a wrong value is reported without torch, and the agent of several processes needs no Lightning
+    # Imported here, as a mistake is reported without torch, and the agent of several processes needs no Lightning
     from carvision.training.distributed.launch import start_processes
 
     start_processes(trainer)
     from carvision.training.run.start import train as start_training
 
-    start_training(config, str(name))
+    start_training(config, str(choices().get("experiment") or choices()["data"]))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -242,11 +243,13 @@ class SpdlBatches:
 
         packets = spdl.io.demux_image(file)
         area = packets.width * packets.height
-        while True:
+        for _ in range(10):
             share, ratio = random.uniform(*self.scale), random.uniform(*self.ratio)
             width, height = round((area * share * ratio) ** 0.5), round((area * share / ratio) ** 0.5)
             if width <= packets.width and height <= packets.height:
                 break
+        else:
+            width, height = packets.width, packets.height
         left, top = random.randint(0, packets.width - width), random.randint(0, packets.height - height)
         steps = [f"crop={width}:{height}:{left}:{top}", f"scale={self.image_px}:{self.image_px}:flags=bicubic"]
         steps += ["hflip"] * (random.random() < 0.5) + ["format=pix_fmts=rgb24"]
@@ -269,8 +272,9 @@ def carvision_batches(options: argparse.Namespace) -> Iterable:
     keep_freed_memory()  # as its commands do
     [case], [threads] = options.cases, options.threads
     table, create_dataset = carvision_photos(case, options.root, options)
-    datamodule = PhotoDataModule(lambda: table, create_dataset, options.batch_size, num_workers=threads)
-    datamodule.setup()
+    table_or_read = table if "table" in signature(PhotoDataModule).parameters else lambda: table
+    datamodule = PhotoDataModule(table_or_read, create_dataset, options.batch_size, num_workers=threads)
+    datamodule.setup("fit")  # which earlier ones need
     return datamodule.train_dataloader()
 
 

@@ -63,7 +63,7 @@ def made(options: argparse.Namespace) -> np.ndarray:
 def search_by(name: str, distance: str, embeddings: np.ndarray, k: int):
     """Return a function without arguments that returns scores and rows."""
     if name == OURS:
-        from carvision.metrics.exact_search import nearest
+        from carvision.metrics.neighbours import nearest
 
         return lambda: nearest(embeddings, embeddings, k, distance)
     if name == FAISS:

@@ -29,7 +29,7 @@ def process(target, *arguments, **options) -> multiprocessing.Process:
 def _run(address: str, target, *arguments) -> None:
     """Run the target; what it forks in turn comes from the same server, not from one that imports everything again."""
     forkserver._forkserver._forkserver_address = address
-    forkserver._forkserver.ensure_running = lambda: None
+    forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
     target(*arguments)
 
 

@@ -184,7 +184,7 @@ def run(demo_run, tmp_path):
 
 
 def predict(arguments: list, monkeypatch) -> str | int | None:
-    """Return the exit status or message. It runs as __main__, as an import would hide carvision.predict."""
+    """Return the exit status or message."""
     monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments), "--workers", "0"])
     with pytest.raises(SystemExit) as done:
         runpy.run_module("carvision.predict", run_name="__main__")

@@ -108,12 +108,7 @@ def _factor(draws: Tensor, factor: tuple[float, float]) -> Tensor:
 
 
 # OpenCV uses binomial weights for these sizes, not Gaussian ones. From the centre outwards.
-OPENCV_KERNELS = {
-    1: [1.0],
-    3: [0.5, 0.25],
-    5: [0.375, 0.25, 0.0625],
-    7: [0.28125, 0.21875, 0.109375, 0.03125],
-}
+OPENCV_KERNELS = {1: [1.0], 3: [0.5, 0.25], 5: [0.375, 0.25, 0.0625], 7: [0.28125, 0.21875, 0.109375, 0.03125]}
 
 
 def blur(images: Tensor, draws: Tensor, kernel_px: tuple[int, int]) -> Tensor:

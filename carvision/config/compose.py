@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
@@ -51,11 +51,10 @@ def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
             task(cfg)
 
     with one_line_errors(), as_input_errors():
-        cfg = compose_once(config_name, words)
-    if cfg is not None:
-        quiet_task(cfg)
-        return
-    with one_line_errors(), as_input_errors():
+        cfg = _compose_unless_flags(config_name, words)
+        if cfg is not None:
+            task(cfg)
+            return
         import hydra
 
         register_tables()
@@ -63,8 +62,8 @@ def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(quiet_task)()
 
 
-def compose_once(config_name: str, overrides: list[str]) -> DictConfig | None:
-    """Compose the configuration of one run; None if Hydra has to do more: for its flags, or several runs.
+def _compose_unless_flags(config_name: str, overrides: list[str]) -> DictConfig | None:
+    """Compose the configuration of one run; None if only hydra.main can: for its flags, or several runs.
 
     hydra.main composes everything twice, to find out whether there are several runs, which takes longer than all else
     that precedes the report of a mistake.
@@ -134,8 +133,7 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig | None:
 
 def choices_of(config_name: str, overrides: list[str]) -> Mapping[str, str | None]:
     """Return {group: choice} of these overrides, without checking values."""
-    with as_input_errors():
-        _compose(config_name, overrides)
+    compose_alone(config_name, overrides)
     return choices()
 
 
@@ -172,25 +170,13 @@ def plain_config(cfg: DictConfig, complete: bool = True) -> dict:
 def checked(plain: dict, complete: bool = True) -> dict:
     """Check a plain configuration, and return it with "~" expanded in its paths. Raises InputError."""
     check_values(plain, complete=complete)
-    return _expanded(plain)
 
-
-def _expanded(plain: dict, prefix: str = "") -> dict:
-    values = {}
-    for name, value in plain.items():
+    def expanded(value, key: str) -> Any:
         if isinstance(value, dict):
-            value = _expanded(value, f"{prefix}{name}.")
-        elif isinstance(value, str) and is_path(f"{prefix}{name}"):
-            value = expand_home(value)
-        values[name] = value
-    return values
+            return {name: expanded(inner, f"{key}.{name}".lstrip(".")) for name, inner in value.items()}
+        return expand_home(value) if isinstance(value, str) and is_path(key) else value
 
-
-def require_weights(config: dict) -> None:
-    """Raise InputError if the weights' file does not exist, seconds before torch would read it."""
-    weights = config["model"]["weights"]
-    if weights not in ("pretrained", "random") and not Path(weights).exists():
-        raise InputError(f"model.weights: {weights!r} is not pretrained, random, or a file or a run that exists")
+    return expanded(plain, "")
 
 
 def flat_config(config: dict, prefix: str = "") -> dict:
@@ -268,14 +254,27 @@ def _tables() -> list[Path]:
 
 
 def answers_itself(words: list[str], config_name: str) -> bool:
-    """Print the help, or the completion's function, if the words ask for it; return whether they did."""
+    """Print the help, or the completion's function for bash, if the words ask for it; return whether they did.
+
+    A question about completions is left to Hydra; COMP_LINE, the line to complete, is changed to one that it can parse.
+    """
     if {"--help", "-h"} & {*words}:
         try:
             print(help_of(config_name), flush=True)
         except BrokenPipeError:  # by | head
             drop_output()
         return True
-    return complete(words, sorted(file.stem for file in conf_dir().glob("*.yaml")))
+    if not any(ASKED.match(word) for word in words):
+        return False
+    if words[-1].endswith("uninstall=bash"):
+        print("complete -r python python3; unset -f carvision_completion")
+        return True
+    if words[-1].endswith("install=bash"):
+        print(INSTALL % "|".join(sorted(file.stem for file in conf_dir().glob("*.yaml"))))
+        return True
+    line = re.sub(r"^\s*\S+\s+-m\s+\S+", "python file.py", os.environ.get("COMP_LINE", ""))
+    os.environ["COMP_LINE"] = _without_paths(line)
+    return False
 
 
 def help_of(config_name: str) -> str:
@@ -286,25 +285,6 @@ def help_of(config_name: str) -> str:
     lines = [f"{name}: {', '.join(options)}\n" for name, options in groups.items() if options]
     template = yaml.safe_load((top / f"{config_name}.yaml").read_text(encoding="utf-8"))["hydra"]["help"]["template"]
     return template.replace("$APP_CONFIG_GROUPS", "".join(lines))
-
-
-def complete(words: list[str], commands: list[str]) -> bool:
-    """Print the completion's function for a shell if the words ask for it, and return whether they did.
-
-    commands: those that compose an experiment. A question about completions is left to Hydra; COMP_LINE, the line to
-    complete, is changed to one that it can parse.
-    """
-    if not any(ASKED.match(word) for word in words):
-        return False
-    if words[-1].endswith("uninstall=bash"):
-        print("complete -r python python3; unset -f carvision_completion")
-        return True
-    if words[-1].endswith("install=bash"):
-        print(INSTALL % "|".join(commands))
-        return True
-    line = re.sub(r"^\s*\S+\s+-m\s+\S+", "python file.py", os.environ.get("COMP_LINE", ""))
-    os.environ["COMP_LINE"] = _without_paths(line)
-    return False
 
 
 def _without_paths(line: str) -> str:
@@ -337,25 +317,24 @@ def hydra_message(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OverrideParseException):
         return _unparsed(error.override, text)
-    choice = re.search(r"Could not find '([^']+)/([^'/]+)'(.*)", text, re.DOTALL)
-    if choice:
+    if choice := re.search(r"Could not find '([^']+)/([^'/]+)'(.*)", text, re.DOTALL):
         options = re.sub(r"Config search path.*|Available options in '[^']+':", "", choice[3], flags=re.DOTALL).split()
         return _no_choice(choice[1], choice[2], options)
-    several = re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'$", text, re.MULTILINE)
-    if several:
+    if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'$", text, re.MULTILINE):
         key, value = several.groups()
         return f"{key}: {value} are several values; write {key}=[{value}] for a list, or -m for a run with each of them"
     unknown = re.match(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
-    if unknown and is_mapping(unknown[1]):  # it has keys already
-        return f"{unknown[1]}: to add a key to it, write '+{unknown[1]}.<key>=<value>'"
-    if unknown and unknown[1].startswith("phases."):
-        return f"{unknown[1]}: the phase does not have this key yet; to add it, write '+{unknown[1]}=<value>'"
-    if unknown and unknown[1] in ALLOWED:
-        group = unknown[1].split(".")[0]
-        return f"{unknown[1]}: the {group} that is chosen has no such key; choose another with {group}=<choice>"
-    if unknown:
-        return f"{unknown[1]}: there is no such key{suggest(unknown[1], ALLOWED)} (all keys: --cfg job)"
-    return one_line(text)
+    if not unknown:
+        return one_line(text)
+    key = unknown[1]
+    if is_mapping(key):  # it has keys already
+        return f"{key}: to add a key to it, write '+{key}.<key>=<value>'"
+    if key.startswith("phases."):
+        return f"{key}: the phase does not have this key yet; to add it, write '+{key}=<value>'"
+    if key in ALLOWED:
+        group = key.split(".")[0]
+        return f"{key}: the {group} that is chosen has no such key; choose another with {group}=<choice>"
+    return f"{key}: there is no such key{suggest(key, ALLOWED)} (all keys: --cfg job)"
 
 
 def _unparsed(word: str, reason: str) -> str:

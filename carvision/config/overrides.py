@@ -136,7 +136,8 @@ def explain(word: str, reason: str) -> str:
         except HydraException:
             continue
         if check is None or check(override.value()) is None:
-            return f"{key}: {value!r} can't be parsed; quote it within the word: {_in_a_shell(quoted)}"
+            typed = shlex.quote(quoted) if re.search(r"[\"$`!]|\\(?!')", quoted) else f'"{quoted}"'
+            return f"{key}: {value!r} can't be parsed; quote it within the word: {typed}"
     wrong = check and check(value)
     return f"{key}: {value!r} is not {wrong}" if wrong else f"{word!r} is no override: {reason}"
 
@@ -154,13 +155,6 @@ def _quotings(value: str) -> list[str]:
     pairs = [item.partition(":") for item in items]
     as_mapping = "{" + ",".join(f"{key}:{quoted(text.strip())}" for key, _, text in pairs) + "}"
     return [as_list] * is_list + [as_mapping] * is_mapping + [quote(value), as_list]
-
-
-def _in_a_shell(word: str) -> str:
-    """Quote a word for a shell."""
-    if not re.search(r"[\"$`!]|\\(?!')", word):
-        return f'"{word}"'
-    return shlex.quote(word)
 
 
 @dataclass(frozen=True)

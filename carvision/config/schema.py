@@ -10,23 +10,22 @@ from carvision.config.validators import (
     distinct,
     either,
     flag,
-    learned,
     list_of,
     mapping,
     mapping_of,
+    matching,
     number,
-    odd,
     one_of,
     optional,
     path,
     span,
     text,
-    train_layers,
     whole,
 )
 from carvision.errors import InputError, suggest
 
 _border = one_of("reflect", "edge", "black")
+_rotation = {"degrees": number(0, 180), "border": _border}
 _data_sets = (
     "demo", "compcars", "compcars_surveillance", "compcars_parts", "stanford_cars", "oxford102", "folder", "manifest",
     "packed",
@@ -47,22 +46,11 @@ AUGMENT_STEPS: dict[str, dict[str, Check]] = {
     "brightness_contrast": {"brightness": number(0, 1), "contrast": number(0, 1)},
     "hue_saturation_value": {"hue": number(0, 90), "saturation": number(0, 255), "value": number(0, 255)},
     "grayscale": {},
-    "rotate": {"degrees": number(0, 180), "border": _border},
-    "shift_scale_rotate": {
-        "shift": number(0, 1),
-        "scale": number(0, 0.9),
-        "degrees": number(0, 180),
-        "border": _border,
-    },
-    "affine": {
-        "degrees": number(0, 180),
-        "shift": number(0, 1),
-        "shear_degrees": number(0, 80),
-        "zoom": number(0, 0.9),
-        "border": _border,
-    },
+    "rotate": _rotation,
+    "shift_scale_rotate": {**_rotation, "shift": number(0, 1), "scale": number(0, 0.9)},
+    "affine": {**_rotation, "shift": number(0, 1), "shear_degrees": number(0, 80), "zoom": number(0, 0.9)},
     "grid_distortion": {"num_steps": whole(1, 20), "limit": number(0, 0.9), "border": _border},
-    "blur": {"kernel_px": span(odd(1, 15))},
+    "blur": {"kernel_px": span(one_of(*range(1, 16, 2)))},
     "erase": {
         "area": span(number(0, 0.9, above=True)),
         "ratio": span(number(0, above=True)),
@@ -72,16 +60,8 @@ AUGMENT_STEPS: dict[str, dict[str, Check]] = {
     "trivial_augment": {},
 }
 
-
-def steps_in_order(value) -> str | None:
-    """Allow lists of names of AUGMENT_STEPS."""
-    step = one_of(*AUGMENT_STEPS)
-    if not isinstance(value, list):
-        return "a list of steps such as [flip, rotate]"
-    wrong = next((name for name in value if step(name)), None)
-    return None if wrong is None else f"a list of steps: {wrong!r} is not {step(wrong)}"
-
-
+# How many of the last layers, one layer and all after it, ...
+_train_layers = either(whole(1), matching("from:.+", "from:<module>"), one_of("all", "none", "partial"))
 _layers = {
     "hidden": list_of(whole(1)),
     "dropout": either(number(0, 1), list_of(number(0, 1))),
@@ -155,7 +135,7 @@ ALLOWED: dict[str, Check] = {
     "model.neck_dropout": number(0, 1),
     "model.attention_reduction": whole(1),
     "model.se_reduction": whole(1),
-    "model.train_layers": train_layers,
+    "model.train_layers": _train_layers,
     "model.freeze_statistics": flag,
     "model.start": one_of("auto", "linear", "random"),
     "model.decoding": one_of("independent", "joint", "marginal"),
@@ -167,7 +147,7 @@ ALLOWED: dict[str, Check] = {
     "loss.gamma": number(0),
     "loss.alpha": optional(number(0, 1)),
     "loss.class_weights": one_of("none", "balanced", "effective"),
-    "loss.head_weights": optional(either(mapping_of(number(0)), learned)),
+    "loss.head_weights": optional(either(mapping_of(number(0)), one_of("learned"))),
     "metric_loss.name": one_of("none", "triplet", "coupled_clusters", "supcon", "arcface", "proxy_anchor"),
     "metric_loss.label": optional(text),
     "metric_loss.weight": number(0, above=True),
@@ -181,7 +161,7 @@ ALLOWED: dict[str, Check] = {
     "metric_loss.sub_centres": whole(1, 100),
     "augment.crop_scale": span(number(0, 1, above=True)),
     "augment.crop_ratio": span(number(0, above=True)),
-    "augment.order": steps_in_order,
+    "augment.order": list_of(one_of(*AUGMENT_STEPS)),
     "augment.mixup": number(0),
     "augment.cutmix": number(0),
     "augment.mix_p": number(0, 1),
@@ -226,7 +206,7 @@ ALLOWED: dict[str, Check] = {
     "phases.*.optimizer": mapping,
     "phases.*.schedule": mapping,
     "phases.*.epochs": whole(1),
-    "phases.*.train_layers": train_layers,
+    "phases.*.train_layers": _train_layers,
     "trainer.accelerator": one_of("cpu", "gpu", "tpu", "auto"),
     "trainer.devices": either(one_of("auto"), whole(1), distinct(list_of(whole(0)))),
     "trainer.num_nodes": whole(1),
@@ -295,16 +275,13 @@ def check_values(config: dict, prefix: str = "", complete: bool = True) -> None:
         if prefix == "phases." and "." in str(name):
             raise InputError(f"phases: {name!r} is not a name without dots")
         check = check_of(key)
-        if check is not None:
-            if value == "???" and not complete:
-                continue
-            if value == "???":
-                raise InputError(f"{key}: must be given; add {key}=<value>")
-            wrong = check(value)
-            if wrong:
-                raise InputError(f"{key}: {value!r} is not {wrong}")
-        elif not isinstance(value, dict):
+        if check is None and not isinstance(value, dict):
             raise InputError(f"{key}: there is no such key{suggest(key, ALLOWED)}")
+        if value == "???":
+            if complete:
+                raise InputError(f"{key}: must be given; add {key}=<value>")
+        elif wrong := check and check(value):
+            raise InputError(f"{key}: {value!r} is not {wrong}")
         if isinstance(value, dict) and (check is None or f"{key}.".startswith("phases.")):
             check_values(value, f"{key}.", complete)
     if prefix.startswith("phases.") and prefix.count(".") == 2 and "epochs" not in config:
@@ -313,16 +290,14 @@ def check_values(config: dict, prefix: str = "", complete: bool = True) -> None:
 
 def check_of(key: str) -> Check | None:
     """Return the check of a key's value; None if there is no such key."""
-    if key in ALLOWED:
-        return ALLOWED[key]
-    parts = key.split(".")
-    if parts[:2] == ["model", "heads"] and len(parts) == 4:
-        return ALLOWED.get(f"model.heads.*.{parts[3]}")
-    if parts[0] == "phases" and len(parts) in (2, 3):
-        return ALLOWED.get(".".join(["phases", "*", *parts[2:]]))
-    if parts[0] == "phases" and parts[2] in ("optimizer", "schedule"):  # the same keys as those of the whole run
-        return ALLOWED.get(".".join(parts[2:]))
-    return None
+    match key.split("."):
+        case ["model", "heads", _, name]:
+            key = f"model.heads.*.{name}"
+        case ["phases", _, "optimizer" | "schedule", _]:  # the same keys as those of the whole run
+            key = key.split(".", 2)[2]
+        case ["phases", _, *names]:
+            key = ".".join(["phases.*", *names])
+    return ALLOWED.get(key)
 
 
 def is_key(key: str) -> bool:
@@ -332,14 +307,12 @@ def is_key(key: str) -> bool:
 
 def is_path(key: str) -> bool:
     """Return whether the key may hold a path."""
-    check = check_of(key)
-    return check is not None and check(Path()) is None
+    return (check := check_of(key)) is not None and check(Path()) is None
 
 
 def is_mapping(key: str) -> bool:
     """Return whether the key may hold a mapping, to which keys can be added."""
-    check = check_of(key)
-    return check is not None and check({}) is None
+    return (check := check_of(key)) is not None and check({}) is None
 
 
 def random_transforms(cfg: dict) -> str | None:

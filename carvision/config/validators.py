@@ -1,10 +1,11 @@
 """Build checks of values, for schema.ALLOWED and for JSON files that anybody may have written."""
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 from carvision.errors import InputError, one_line, suggest
 
@@ -31,32 +32,34 @@ def parse_json(content: bytes, name: str) -> object:
         raise InputError(f"{name}: can't be read as JSON ({one_line(error, 120)})") from None
 
 
-def one_of(*words: str) -> Check:
-    """Allow these words."""
-    return lambda value: None if value in words else f"one of {', '.join(words)}{suggest(str(value), words)}"
-
-
-def whole(low: int, high: float = float("inf")) -> Check:
-    """Allow whole numbers from `low` to `high`, and no booleans."""
-    reach = f"from {low}" if high == float("inf") else f"from {low} to {high}"
-    return lambda value: (
-        None
-        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        else f"a whole number {reach}"
-    )
-
-
-def number(low: float = float("-inf"), high: float = float("inf"), above: bool = False) -> Check:
-    """Allow numbers from `low` to `high`. above: `low` itself is not allowed."""
-    reach = f" above {low:g}" if above else f" from {low:g}" if low > float("-inf") else ""
-    reach += f" to {high:g}" if high < float("inf") else ""
+def one_of(*choices: str | int) -> Check:
+    """Allow these words or whole numbers; not True or 1.0 for 1."""
+    words = [str(choice) for choice in choices]
 
     def check(value):
-        valid = isinstance(value, int | float) and not isinstance(value, bool)
-        valid = valid and (low < value if above else low <= value) and value <= high
-        return None if valid else f"a number{reach}"
+        valid = type(value) in (str, int) and value in choices
+        return None if valid else f"one of {', '.join(words)}{suggest(str(value), words)}"
 
     return check
+
+
+def number(low: float = -math.inf, high: float = math.inf, above: bool = False, only_whole: bool = False) -> Check:
+    """Allow numbers from `low` to `high`, and no booleans. above: `low` itself is not allowed."""
+    kind, name = (int, "a whole number") if only_whole else (int | float, "a number")
+    reach = f" above {low}" if above else f" from {low}" if low > -math.inf else ""
+    reach += f" to {high}" if high < math.inf else ""
+
+    def check(value):
+        valid = isinstance(value, kind) and not isinstance(value, bool)
+        valid = valid and (low < value if above else low <= value) and value <= high
+        return None if valid else f"{name}{reach}"
+
+    return check
+
+
+def whole(low: int, high: float = math.inf) -> Check:
+    """Allow whole numbers from `low` to `high`, and no booleans."""
+    return number(low, high, only_whole=True)
 
 
 def flag(value) -> str | None:
@@ -83,8 +86,10 @@ def mapping_of(check: Check) -> Check:
     """Allow mappings whose values all pass the check."""
 
     def all_values(value):
-        wrong = mapping(value) or next((check(item) for item in value.values() if check(item)), None)
-        return wrong and (wrong if wrong.startswith("a mapping") else f"a mapping onto values that are each {wrong}")
+        if not isinstance(value, dict):
+            return mapping(value)
+        wrong = next(filter(None, map(check, value.values())), None)
+        return wrong and f"a mapping onto values that are each {wrong}"
 
     return all_values
 
@@ -95,7 +100,7 @@ def list_of(check: Check, length: int | None = None) -> Check:
     def all_items(value):
         if not isinstance(value, list) or (length is not None and len(value) != length):
             return f"a list of {length} values" if length else "a list such as [a, b]"
-        wrong = next((check(item) for item in value if check(item)), None)
+        wrong = next(filter(None, map(check, value)), None)
         return wrong and f"a list whose items are each {wrong}"
 
     return all_items
@@ -107,9 +112,8 @@ def record(**checks: Check) -> Check:
     def all_keys(value):
         if not isinstance(value, dict) or value.keys() != checks.keys():
             return f"a mapping with the keys {', '.join(checks)}"
-        return next(
-            (f"one whose {key} is {wrong}" for key, each in checks.items() if (wrong := each(value[key]))), None
-        )
+        found = ((key, check(value[key])) for key, check in checks.items())
+        return next((f"one whose {key} is {wrong}" for key, wrong in found if wrong), None)
 
     return all_keys
 
@@ -124,18 +128,22 @@ def distinct(check: Check) -> Check:
     """Allow lists that pass the check and have no item twice."""
 
     def without_doubles(value):
-        wrong = check(value)
-        if wrong:
+        if wrong := check(value):
             return wrong
-        twice = next((item for index, item in enumerate(value) if str(item) in map(str, value[:index])), None)
-        return None if twice is None else f"a list without doubles: {twice!r} comes twice"
+        twice = next((item for item, count in Counter(map(str, value)).items() if count > 1), None)
+        return twice and f"a list without doubles: {twice} comes twice"
 
     return without_doubles
 
 
 def optional(check: Check) -> Check:
     """Allow null, too."""
-    return lambda value: None if value is None else (lambda wrong: wrong and f"{wrong}, or null")(check(value))
+
+    def unless_null(value):
+        wrong = None if value is None else check(value)
+        return wrong and f"{wrong}, or null"
+
+    return unless_null
 
 
 def either(*checks: Check) -> Check:
@@ -148,37 +156,14 @@ def either(*checks: Check) -> Check:
     return one_fits
 
 
-def learned(value) -> str | None:
-    """Allow the word "learned"."""
-    return None if value == "learned" else "the word learned"
-
-
-def train_layers(value) -> str | None:
-    """Allow the values of model.train_layers."""
-    if value in ("all", "none", "partial") or whole(1)(value) is None:
-        return None
-    if isinstance(value, str) and value.startswith("from:") and len(value) > len("from:"):
-        return None
-    return "all, none, partial, a whole number from 1 (the last so many layers), or from:<module>"
-
-
 def span(check: Check) -> Check:
     """Allow lists of two values that pass the check, the smaller first."""
 
     def ordered(value):
         wrong = list_of(check, 2)(value)
-        if wrong or value[0] > value[1]:
-            return wrong or "two values of which the first is the smaller"
-        return None
+        return wrong or ("two values of which the first is the smaller" if value[0] > value[1] else None)
 
     return ordered
-
-
-def odd(low: int, high: int) -> Check:
-    """Allow odd whole numbers from `low` to `high`."""
-    return lambda value: (
-        None if whole(low, high)(value) is None and cast(int, value) % 2 else f"an odd number from {low} to {high}"
-    )
 
 
 def check_parent(name: str, label: dict, labels: dict) -> None:

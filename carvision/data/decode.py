@@ -12,7 +12,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import simplejpeg
@@ -35,41 +35,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PPM = re.compile(rb"P6\s(\d+)\s(\d+)\s255\s")
-JPEG_START = b"\xff\xd8"
 GREY_OR_COLOUR = ("Gray", "YCbCr", "RGB")  # simplejpeg's names; others (CMYK) are left to Pillow
 RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or pass the file to whatever decoder is registered
 BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281  # TIFF tags
 BITS = (8, 10, 12, 14, 16)  # per sample, as cameras, scanners and microscopes store in 16 or 32
+Transpose = Image.Transpose
 TURNS = {  # by EXIF orientation; 1 is upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+}  # fmt: skip
 SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]
 SCALED = ("JPEG", "MPO")  # formats that can be decoded at 1/2, 1/4 or 1/8
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 VIEWS = {  # of the stored pixels (height, width, 3): how each turn makes them upright
-    Image.Transpose.FLIP_LEFT_RIGHT: lambda pixels: pixels[:, ::-1],
-    Image.Transpose.ROTATE_180: lambda pixels: pixels[::-1, ::-1],
-    Image.Transpose.FLIP_TOP_BOTTOM: lambda pixels: pixels[::-1],
-    Image.Transpose.TRANSPOSE: lambda pixels: pixels.swapaxes(0, 1),
-    Image.Transpose.ROTATE_270: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
-    Image.Transpose.TRANSVERSE: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
-    Image.Transpose.ROTATE_90: lambda pixels: pixels.swapaxes(0, 1)[::-1],
+    Transpose.FLIP_LEFT_RIGHT: lambda pixels: pixels[:, ::-1],
+    Transpose.ROTATE_180: lambda pixels: pixels[::-1, ::-1],
+    Transpose.FLIP_TOP_BOTTOM: lambda pixels: pixels[::-1],
+    Transpose.TRANSPOSE: lambda pixels: pixels.swapaxes(0, 1),
+    Transpose.ROTATE_270: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+    Transpose.TRANSVERSE: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    Transpose.ROTATE_90: lambda pixels: pixels.swapaxes(0, 1)[::-1],
 }
-
-
-class Part(NamedTuple):
-    """A rectangle of a photo in pixels; right and bottom are excluded."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
+Part = tuple[int, int, int, int]  # of a photo: left, top, right, bottom in pixels, right and bottom excluded
 
 
 def empty_images(count: int, size_px: int, pin_memory: bool = False) -> Tensor:
@@ -139,35 +126,32 @@ def raw_part(data: Bytes, preprocessing: Preprocessing, box, window, shift: floa
         return None
     check_size(width, height)
     pixels = np.frombuffer(data, np.uint8, offset=header.end()).reshape(height, width, 3)
-    _, part = wanted_part(width, height, preprocessing, box, window, shift, can_scale=False)
-    return pixels[part.top : part.bottom, part.left : part.right].copy()  # torch wants memory that may be written
+    _, (left, top, right, bottom) = wanted_part(width, height, preprocessing, box, window, shift, can_scale=False)
+    return pixels[top:bottom, left:right].copy()  # torch wants memory that may be written
 
 
 def jpeg_part(data: Bytes, preprocessing: Preprocessing, box, window, shift: float) -> np.ndarray | None:
     """Return the wanted part of a JPEG, upright, uint8 (height, width, 3); None if Pillow must decode it."""
-    if data[:2] != JPEG_START:
-        return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    width, height = int(width), int(height)
     if colours not in GREY_OR_COLOUR:
         return None
+    width, height = int(width), int(height)
     check_size(width, height)
     check_claimed_size(width, height, data, "JPEG")
     turn = upright_turn(open_bytes(data)) if has_metadata(data) else None
     size = (height, width) if turn in SIDEWAYS else (width, height)
-    eighths, part = wanted_part(*size, preprocessing, box, window, shift, can_scale=True)
+    eighths, (left, top, right, bottom) = wanted_part(*size, preprocessing, box, window, shift, can_scale=True)
+    min_width, min_height = -(-width * eighths // 8), -(-height * eighths // 8)
     try:  # the smallest scale of these sides or more is the one that is wanted
-        pixels = simplejpeg.decode_jpeg(
-            data, "RGB", min_width=-(-width * eighths // 8), min_height=-(-height * eighths // 8)
-        )
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=min_width, min_height=min_height)
     except ValueError:
         return None
-    pixels = pixels if turn is None else VIEWS[turn](pixels)
-    pixels = pixels[part.top : part.bottom, part.left : part.right]
-    return pixels if turn is None else np.ascontiguousarray(pixels)
+    if turn is None:
+        return pixels[top:bottom, left:right]
+    return np.ascontiguousarray(VIEWS[turn](pixels)[top:bottom, left:right])
 
 
 def has_metadata(data: Bytes) -> bool:
@@ -239,10 +223,10 @@ def wanted_part(
     left, top, right, bottom = (round(value * eighths / 8) for value in (left, top, right, bottom))
     width, height = math.ceil(width * eighths / 8), math.ceil(height * eighths / 8)
     left, top = min(left, width - 1), min(top, height - 1)
-    return eighths, Part(left, top, min(max(right, left + 1), width), min(max(bottom, top + 1), height))
+    return eighths, (left, top, min(max(right, left + 1), width), min(max(bottom, top + 1), height))
 
 
-def upright_turn(image: Image.Image) -> Image.Transpose | None:
+def upright_turn(image: Image.Image) -> Transpose | None:
     """Return how to turn the decoded photo upright, by its EXIF orientation; None: not at all."""
     if image.format == "TIFF":
         return None  # Pillow turns these itself, and reports the turned size from the start

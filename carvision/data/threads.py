@@ -19,8 +19,7 @@ END_S = 5.0  # for all threads to finish what they are doing; one that waits for
 
 
 class InThreads(Iterator):
-    """Iterate over function(*task) for each task, in order. An error is raised at the place of its task, and
-    ends the iteration.
+    """Iterate over function(*task) for each task, in order. An error is raised in its turn, and ends the iteration.
 
     tasks: consumed lazily, and only by the thread that iterates, so that `ahead` of them wait or run at a time.
     num_threads: 0 runs each task in this thread, when it is asked for. prepare: called in each thread before the first

@@ -3,44 +3,38 @@
 from __future__ import annotations
 
 import os
-import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from carvision import __version__
 from carvision.diagnosis import hardware, packages, speed
 from carvision.diagnosis.findings import SEVERITIES, Examination, Finding, Part, abbreviate
 from carvision.diagnosis.probe import probe
 from carvision.system.machine import num_cores
-from carvision.system.versions import git_state, read_versions, requirements, version_of
+from carvision.system.versions import read_versions, requirements, version_of
 
 
-def examine(data: str | None, out: str, say: Callable[[str], None]) -> Examination:
+def examine(data: str | None, out: str, report: Callable[[str], None]) -> Examination:
     """Examine the machine.
 
-    data: folder of photos to read, or None. out: folder for runs. say: called with what is being done, for a user who
-    waits.
+    data: folder of photos to read, or None. out: folder for runs. report: called with what is being done, for a user
+    who waits.
     """
     found = Examination([], [])
-    processor = hardware.read_processor()  # now, as the probes add to the load
+    processor, cores = hardware.read_processor(), num_cores()  # now, as the probes add to the load
     answers: dict[str, dict] = {}
     parts: dict[str, Callable[[], Part]] = {
-        "Python": examine_python,
-        "packages": lambda: examine_packages(answers, data, say),
+        "Python": packages.examine_python,
+        "packages": lambda: examine_packages(answers, data, report),
         "cores and memory": lambda: hardware.examine_processor(processor, torch().get("num_threads")),
         "GPUs": lambda: hardware.examine_gpus(hardware.read_gpus(), torch(), version_of("torch")),
         "disk": lambda: hardware.examine_disk(hardware.read_disk(Path(out))),
-        "decoding": lambda: speed.examine_decoding(answers.get("decoding", {}), num_cores(), num_gpus()),
+        "decoding": lambda: speed.examine_decoding(answers.get("decoding", {}), cores, len(torch().get("gpus", []))),
         "data": lambda: examine_data(answers, data),
-        "settings": lambda: packages.examine_variables(dict(os.environ), num_cores()),
+        "settings": lambda: packages.examine_variables(dict(os.environ), cores),
     }
 
     def torch() -> dict:
         return answers.get("devices", {})
-
-    def num_gpus() -> int:
-        return len(torch().get("gpus", []))
 
     for name, part in parts.items():
         try:
@@ -56,17 +50,7 @@ def examine(data: str | None, out: str, say: Callable[[str], None]) -> Examinati
     return found
 
 
-def examine_python() -> Part:
-    """Examine carvision, Python and the system."""
-    state = git_state()
-    commit = f" ({state['commit'][:7]}{', changed' if state['changed'] else ''})" if state else ""
-    yield "carvision", f"{__version__}{commit}"
-    yield "Python", f"{platform.python_version()} in {sys.prefix}"
-    yield "system", platform.platform()
-    yield from packages.examine_python()
-
-
-def examine_packages(answers: dict[str, dict], data: str | None, say: Callable[[str], None]) -> Part:
+def examine_packages(answers: dict[str, dict], data: str | None, report: Callable[[str], None]) -> Part:
     """Examine versions and builds. Fill `answers` with those of probe to all that needs other packages."""
     versions = read_versions()
     modules = [packages.module_of(name) for name in versions if name not in packages.malicious_packages(versions)]
@@ -74,7 +58,7 @@ def examine_packages(answers: dict[str, dict], data: str | None, say: Callable[[
     steps = [f"import:{name}" for name in modules]
     if "torch" in modules:
         steps.insert(1, "devices")
-    say("importing torch and the other packages, and decoding photos, which may take half a minute")
+    report("importing torch and the other packages, and decoding photos, which may take half a minute")
     answers.update(probe([*steps, "decoding", *([f"data:{data}"] if data else [])]))
     yield "packages", ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     if "seconds" in answers.get("import:torch", {}):

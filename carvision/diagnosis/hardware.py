@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from carvision.diagnosis.findings import Finding, Part, size_text
-from carvision.system.machine import core_quota, memory_limit, num_cores, processor_name
+from carvision.system.machine import core_quota, memory_limit, num_cores, processor_name, read_lines
 
 MIN_MEMORY = 2e9  # bytes: torch with Lightning, and a small network
 NVIDIA = "0x10de"  # PCI vendor id
@@ -21,7 +21,7 @@ ANOTHER_FOLDER = "choose another folder for run.dir="
 
 def read_processor(file: Path = Path("/proc/meminfo")) -> dict:
     """Return facts about cores, load and memory: "memory" and "available" in bytes; None: unknown."""
-    words = [line.split() for line in _read(file).splitlines()]
+    words = [line.split() for line in read_lines(file)]
     memory = {line[0]: int(line[1]) * 1024 for line in words if len(line) > 1 and line[1].isdigit()}
     return {
         "name": processor_name(),
@@ -33,13 +33,6 @@ def read_processor(file: Path = Path("/proc/meminfo")) -> dict:
         "available": memory.get("MemAvailable:"),
         "memory_limit": memory_limit(),
     }
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(errors="replace", encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def examine_processor(facts: dict, num_threads: int | None) -> Part:
@@ -70,11 +63,14 @@ def examine_processor(facts: dict, num_threads: int | None) -> Part:
 
 def read_gpus(root: Path = Path("/")) -> dict:
     """Return the NVIDIA GPUs that the system shows, without torch. root: of the file system."""
-    driver = re.search(r"\b\d{3}\.\d+(?:\.\d+)?\b", _read(root / "proc/driver/nvidia/version"))
-    pci = (root / "sys/bus/pci/devices").glob("*")
-    cards = [_read(card / "vendor").strip() == NVIDIA and _read(card / "class").startswith(DISPLAYS) for card in pci]
+    driver = re.search(r"\b\d{3}\.\d+(?:\.\d+)?\b", " ".join(read_lines(root / "proc/driver/nvidia/version")))
+    cards = [
+        card
+        for card in (root / "sys/bus/pci/devices").glob("*")
+        if read_lines(card / "vendor") == [NVIDIA] and "".join(read_lines(card / "class")).startswith(DISPLAYS)
+    ]
     return {
-        "nvidia_cards": sum(cards),
+        "nvidia_cards": len(cards),
         "nvidia_nodes": len(list((root / "dev").glob("nvidia[0-9]*"))),
         "nvidia_driver": driver[0] if driver else None,
     }
@@ -161,7 +157,7 @@ def file_system(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
     """Return the type (ext4, nfs4, ...) of the mount that holds the folder, of the last one if one hides another; "" if
     unknown."""
     kind, longest, resolved = "", -1, folder.resolve()
-    for _, where, name, *_ in (line.split() for line in _read(mounts).splitlines() if len(line.split()) >= 3):
+    for _, where, name, *_ in (line.split() for line in read_lines(mounts) if len(line.split()) >= 3):
         mounted = Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), where))  # "\040" is a space
         if (mounted == resolved or mounted in resolved.parents) and len(mounted.parts) >= longest:
             kind, longest = name, len(mounted.parts)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 
+from carvision import __version__
 from carvision.diagnosis.findings import Finding, Part, abbreviate
-from carvision.system.versions import OPTIONAL, name_of
+from carvision.system.versions import OPTIONAL, git_state, name_of
 
 OLDEST_PYTHON = (3, 11)  # as in pyproject.toml
 # Modules whose name differs from the package's
@@ -33,7 +35,12 @@ def malicious_packages(versions: dict[str, str | None]) -> list[str]:
 
 
 def examine_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Part:
-    """Examine whether Python is too old."""
+    """Examine carvision, the system, and whether Python is too old."""
+    state = git_state()
+    commit = f" ({state['commit'][:7]}{', changed' if state['changed'] else ''})" if state else ""
+    yield "carvision", f"{__version__}{commit}"
+    yield "Python", f"{platform.python_version()} in {sys.prefix}"
+    yield "system", platform.platform()
     if version[:2] < OLDEST_PYTHON:
         wanted = ".".join(map(str, OLDEST_PYTHON))
         what = f"is {'.'.join(map(str, version))}; carvision needs {wanted} or newer"

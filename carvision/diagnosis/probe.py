@@ -20,6 +20,10 @@ from carvision.diagnosis.findings import abbreviate
 
 LIMIT_S = 180.0  # for all steps
 TORCH = "import:torch"
+REASONS = {
+    "SIGILL": " (the processor lacks an instruction that the package was built with)",
+    "SIGKILL": " (probably out of memory)",
+}
 
 
 def probe(steps: list[str], limit_s: float = LIMIT_S) -> dict[str, dict]:
@@ -51,11 +55,7 @@ def _how_it_ended(code: int) -> str:
     if code >= 0:
         return f"ended with status {code}"
     name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-    reasons = {
-        "SIGILL": " (the processor lacks an instruction that the package was built with)",
-        "SIGKILL": " (probably out of memory)",
-    }
-    return f"was killed by {name}{reasons.get(name, '')}"
+    return f"was killed by {name}{REASONS.get(name, '')}"
 
 
 def main() -> None:

@@ -2,9 +2,7 @@
 
 import argparse
 import logging
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,19 +12,17 @@ from torch import Tensor, nn
 
 from carvision.augment.pipeline import Normalise, to_float
 from carvision.config.compose import compose_alone, plain_config
-from carvision.data.build import SplitConfig, build_split, build_table, folds_of
-from carvision.data.images import Preprocessing, none_usable, unusable
-from carvision.data.table import BOX, Table
+from carvision.data.images import Preprocessing, none_usable
+from carvision.data.table import Table
 from carvision.embedding.store import VALUES, Embeddings, write_index
 from carvision.errors import InputError
-from carvision.evaluation.predict import rank_and_world_size
-from carvision.evaluation.select import DataChoice, compose_data, read_photos, select_split
+from carvision.evaluation.predict import predict_rows, rank_and_world_size
+from carvision.evaluation.select import DataChoice, compose_data, read_photos, select_split, split_data
 from carvision.files.arrays import ArrayWriter
+from carvision.files.folders import output_folder
 from carvision.files.log import start_log
-from carvision.files.output_folder import output_folder
-from carvision.files.progress import show_progress
 from carvision.inference import model_file
-from carvision.inference.predictor import Batch, Item, predict_items
+from carvision.inference.predictor import predict_items
 from carvision.models.classifier import Classifier
 from carvision.system.runtime import keep_freed_memory
 
@@ -62,25 +58,20 @@ class Embedder(nn.Module):
 class Source:
     """A network and the data whose photos it embeds.
 
-    chosen: the data group, and how it relates to the run's own. run: None for a backbone without a run. about:
-    description of network and data for the report, plain values.
+    chosen: the data group, and how it relates to the run's own. folder: the run's; None for a backbone without a run.
+    about: description of network and data for the report, plain values.
     """
 
     embedder: Embedder
     chosen: DataChoice
     device: str
-    run: Path | None
+    folder: Path | None
     about: dict
 
     @property
-    def folder(self) -> Path | None:
-        """The run's folder; None without a run."""
-        return self.run and (self.run if self.run.is_dir() else self.run.parent)
-
-    @property
     def splits_files(self) -> list[Path]:
-        """The run's splits.csv, which lists its own training photos, if it exists."""
-        return [file for file in ([self.folder / "splits.csv"] if self.folder else []) if file.is_file()]
+        """The run's splits.csv, which lists its own training photos; it may be missing."""
+        return [] if self.folder is None else [self.folder / "splits.csv"]
 
     def read_table(self, split: str) -> Table:
         """Return all photos of the data with all their labels, split as in the run if they are its own.
@@ -88,31 +79,16 @@ class Source:
         Photos of a pack are ordered by shard, so that each shard is fetched once. split: the one required; "all" also
         accepts photos without a split, and data that can't be split.
         """
-        data = self.chosen.data
-        if self.folder is None:
-            table = build_table(data, annotations=True)
-            if data["crop_to_box"] and not table.has_boxes:
-                log.warning("%s: data.crop_to_box, and the photos have no boxes: whole photos are used", table.name)
-            table = self._with_split(table) if split == "all" else build_split(table, *self._split)
-        else:
-            table, as_run = read_photos(self.chosen, ["viewpoint"], split, self.folder / "splits.csv")
-            table = self._with_split(table) if split == "all" and as_run is None else table
+        table, as_run = read_photos(self.chosen, ["viewpoint"], split, (self.folder or Path()) / "splits.csv")
+        if split == "all" and as_run is None:
+            try:
+                splits = split_data(table, self.chosen.data).rows.set_index("path")["split"]
+                table = table.with_split(table.rows["path"].map(splits).fillna(""))
+            except InputError as error:
+                log.info("%s; so the photos are in no split", error)
         if table.packed is None:
             return table
         return replace(table, rows=table.rows.iloc[table.packed.shard_by_shard()].reset_index(drop=True))
-
-    @property
-    def _split(self) -> tuple[SplitConfig, int | None]:
-        return self.chosen.data["split"], folds_of(self.chosen.data["split"])[0]
-
-    def _with_split(self, table: Table) -> Table:
-        """Return the table with a split, if the data can be split as configured."""
-        try:
-            splits = build_split(table, *self._split).rows.set_index("path")["split"]
-        except InputError as error:
-            log.info("%s; so the photos are in no split", error)
-            return table
-        return table.with_split(table.rows["path"].map(splits).fillna(""))
 
     def embed(self, table: Table) -> Embeddings:
         """Embed the photos, in memory. Unreadable photos are left out if data.on_bad_image permits it."""
@@ -128,21 +104,15 @@ class Source:
         Raises InputError for an unreadable photo if data.on_bad_image is "error", else only if none is readable; single
         ones are logged.
         """
-        data = self.chosen.data
-        boxes = table.rows[BOX].to_numpy(np.float32, copy=True) if data["crop_to_box"] and table.has_boxes else None
-        items = ((table.photo(row), None if boxes is None else boxes[row]) for row in range(len(table)))
         num_bad, first = 0, ("", "")
-        with show_progress(len(table), 0, sys.stderr.isatty(), "embedding") as advance:
-            for batch in self._predict(items, data["num_workers"]):
-                for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
-                    if reason and data["on_bad_image"] == "error":
-                        raise unusable(photo, reason)
-                    if reason:
-                        num_bad += 1
-                        first = first if num_bad > 1 else (str(photo), reason)
-                        log.warning("%s: %s; left out", photo, reason)
-                advance(len(batch.items))
-                yield batch.logits["embeddings"].numpy(), np.array([reason is None for reason in batch.reasons])
+        rows, data = np.arange(len(table)), self.chosen.data
+        for batch in predict_rows(self.embedder, table, rows, data, self.device, "embedding"):
+            for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
+                if reason:
+                    num_bad += 1
+                    first = first if num_bad > 1 else (str(photo), reason)
+                    log.warning("%s: %s; left out", photo, reason)
+            yield batch.logits["embeddings"].numpy(), np.array([reason is None for reason in batch.reasons])
         if num_bad == len(table):
             raise none_usable(" and ".join(filter(None, table.rows["split"].unique())) or "all", num_bad, *first)
         if num_bad:
@@ -155,20 +125,13 @@ class Source:
         """
         if self.chosen.data["crop_to_box"] and box is None:
             log.warning("the network was trained on the boxes of its photos, and here whole photos are used (--box)")
-        values = []
-        for batch in self._predict(((str(file), box) for file in files), num_workers=0):
+        values, items = [], ((str(file), box) for file in files)
+        for batch in predict_items(self.embedder, items, self.device, self.chosen.data["batch_size"], num_workers=0):
             for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
                 if reason:
                     raise InputError(f"--query: {photo}: {reason}")
             values.append(batch.logits["embeddings"].numpy())
         return np.concatenate(values)
-
-    def _predict(self, items: Iterable[Item], num_workers: int) -> Iterator[Batch]:
-        return predict_items(self.embedder, items, self.device, self.chosen.data["batch_size"], num_workers)
-
-    def claim_folder(self, out: Path | None, kind: str) -> AbstractContextManager[Path]:
-        """Claim `out`, or a new folder for `kind` ("embeddings", "retrievals") beside the model; see output_folder."""
-        return output_folder(out, (self.folder or Path()) / kind, kind)
 
 
 def open_source(options: argparse.Namespace) -> Source:
@@ -182,16 +145,16 @@ def open_source(options: argparse.Namespace) -> Source:
         wrong = next((override for override in options.overrides if override.lstrip("+~").startswith("model")), None)
         if wrong:
             raise InputError(f"{wrong}: the network is the run's; model.<key> belongs to --backbone")
-        model = model_file.load(options.run)
+        model, folder = model_file.load(options.run), model_file.find_model(options.run)[0]
         chosen = compose_data(model.about, options.overrides)
         preprocessing, what = model.preprocessing, str(options.run)
     else:
         model, preprocessing, chosen = _load_backbone(options.backbone, options.weights, options.overrides)
-        what = options.backbone
+        what, folder = options.backbone, None
     embedder = Embedder(model, preprocessing, options.layer, not options.raw)
     about = {"network": what, "weights": None if options.run else options.weights, "layer": embedder.layer}
     about |= {"unit_length": not options.raw, "crop_to_box": chosen.data["crop_to_box"]}
-    return Source(embedder, chosen, options.device, options.run, about)
+    return Source(embedder, chosen, options.device, folder, about)
 
 
 def _load_backbone(name: str, weights: str, overrides: list[str]) -> tuple[Classifier, Preprocessing, DataChoice]:
@@ -201,10 +164,7 @@ def _load_backbone(name: str, weights: str, overrides: list[str]) -> tuple[Class
     composed = compose_alone("train", overrides)
     composed.model.backbone, composed.model.weights = name, weights
     cfg = plain_config(composed)
-    if cfg["data"]["batch_size"] == "auto":
-        raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
-    chosen = DataChoice(cfg["data"], is_run_data=False, as_in_training=False, root_given=False)
-    return build_classifier(cfg, {}).eval(), build_preprocessing(cfg), chosen
+    return build_classifier(cfg, {}).eval(), build_preprocessing(cfg), DataChoice(cfg["data"])
 
 
 def run(options: argparse.Namespace) -> Path:
@@ -215,7 +175,7 @@ def run(options: argparse.Namespace) -> Path:
     table = select_split(source.read_table(options.split), options.split)
     log.info("%s: %s photos, layer %s", table.name, f"{len(table):,}", source.embedder.layer)
     readable = []
-    with source.claim_folder(options.out, "embeddings") as folder:
+    with output_folder(options.out, (source.folder or Path()) / "embeddings", "embeddings") as folder:
         with ArrayWriter(folder / VALUES, options.dtype) as values:
             for block, good in source.blocks(table):
                 values.append(block[good])

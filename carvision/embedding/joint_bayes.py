@@ -12,7 +12,7 @@ Both matrices are diagonal in one basis, in which within is the identity and bet
 is computed element by element, and a step costs a few products of (D, D) matrices, however many photos there are.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -34,13 +34,11 @@ class JointBayes:
     """A fitted model.
 
     mean (D,); projection (D, K) to the basis in which within is 1 and between `ratios` (K,), all above 0.
-    log_likelihoods: per training photo, of each EM step.
     """
 
     mean: np.ndarray
     projection: np.ndarray
     ratios: np.ndarray
-    log_likelihoods: list[float] = field(default_factory=list)
 
     def scores(self, embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
         """Return log p(x1, x2 | same class) - log p(x1, x2 | different classes), float64 (M,).
@@ -67,10 +65,10 @@ class Covariances:
     log_likelihoods: list[float]
 
 
-def fit_joint_bayes(embeddings: np.ndarray, codes: np.ndarray, max_dims: int = MAX_DIMS) -> JointBayes:
+def fit_joint_bayes(embeddings: np.ndarray, codes: np.ndarray) -> JointBayes:
     """Fit to the embeddings, float (N, D), of photos with the class codes int (N,); UNKNOWN is ignored.
 
-    Keeps the directions of largest variance (PCA): at most max_dims, one per PHOTOS_A_DIM photos, none constant. Raises
+    Keeps the directions of largest variance (PCA): at most MAX_DIMS, one per PHOTOS_A_DIM photos, none constant. Raises
     InputError with fewer than two classes, or without a class that has two photos.
     """
     known = codes != UNKNOWN
@@ -85,7 +83,7 @@ def fit_joint_bayes(embeddings: np.ndarray, codes: np.ndarray, max_dims: int = M
     x -= mean
     variances, directions = np.linalg.eigh(x.T @ x / len(x))
     kept = np.flatnonzero(variances > LEAST_VARIANCE * max(variances[-1], np.finfo(float).tiny))
-    kept = kept[-min(max_dims, max(1, len(x) // PHOTOS_A_DIM)) :]
+    kept = kept[-min(MAX_DIMS, max(1, len(x) // PHOTOS_A_DIM)) :]
     if not len(kept):
         raise InputError(f"joint_bayes: the embeddings of all {len(x):,} training photos are the same")
     directions = directions[:, kept]
@@ -96,7 +94,7 @@ def create_joint_bayes(covariances: Covariances, mean: np.ndarray, directions: n
     """Build the model from the covariances of (x - mean) @ directions; x (D,), directions (D, K)."""
     basis, ratios = _diagonalise(covariances.between, covariances.within)
     informative = ratios > LEAST_VARIANCE * ratios.max()
-    return JointBayes(mean, directions @ basis[:, informative], ratios[informative], covariances.log_likelihoods)
+    return JointBayes(mean, directions @ basis[:, informative], ratios[informative])
 
 
 def estimate_covariances(
@@ -108,26 +106,25 @@ def estimate_covariances(
     all directions. This keeps it invertible if classes have few photos, and directions of almost no variance have no
     influence. EM then increases the likelihood times an inverse Wishart density of `within`; with 0, the likelihood.
     """
-    (num, dims), counts = x.shape, np.bincount(codes).astype(np.float64)
+    (num, dims), counts = x.shape, np.bincount(codes).astype(np.float64)[:, None]
     prior_photos = dims if prior_photos is None else prior_photos
     means = np.zeros((len(counts), dims))
     np.add.at(means, codes, x)
-    means /= counts[:, None]
-    scatter = x.T @ x - (means * counts[:, None]).T @ means  # of the photos around their class means
+    means /= counts
+    scatter = x.T @ x - (means * counts).T @ means  # of the photos around their class means
     # Initial variance of eps in any direction; not 0 even if all photos of a class are the same
     prior = (np.trace(scatter) / (num - len(counts)) + 1e-9 * np.trace(x.T @ x) / num) / dims
     between, within = means.T @ means / len(counts), _with_prior(scatter, num, prior_photos * prior, prior_photos)
     log_likelihoods: list[float] = []
     for _ in range(max_steps):
         basis, ratios = _diagonalise(between, within)
-        in_basis = Statistics(means @ basis, basis.T @ scatter @ basis, counts, ratios)
-        value = in_basis.log_likelihood() - (num + prior_photos) / 2 * np.linalg.slogdet(within)[1]
+        value, of_classes, of_photos = _expect(means @ basis, basis.T @ scatter @ basis, counts, ratios)
+        value -= (num + prior_photos) / 2 * np.linalg.slogdet(within)[1]
         value -= prior_photos * prior / 2 * np.square(basis).sum()
         log_likelihoods.append(float(value / num))
         if len(log_likelihoods) > 1 and log_likelihoods[-1] - log_likelihoods[-2] < TOLERANCE:
             break
         back = within @ basis  # the inverse of the basis' transpose
-        of_classes, of_photos = in_basis.expected()
         between = back @ (of_classes / len(counts)) @ back.T
         within = _with_prior(back @ of_photos @ back.T, num, prior_photos * prior, prior_photos)
     return Covariances(between, within, log_likelihoods)
@@ -143,33 +140,21 @@ def _diagonalise(between: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, n
     return basis, ratios.clip(min=0)
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Sufficient statistics for EM, in the basis: class means (C, D), scatter around them (D, D), counts (C,)."""
+def _expect(
+    means: np.ndarray, scatter: np.ndarray, counts: np.ndarray, ratios: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the log-likelihood of all photos, without the determinant of `within`, which is 1 in this basis; and the
+    expected sums of mu mu.T over the classes and of eps eps.T over the photos, each (D, D).
 
-    means: np.ndarray
-    scatter: np.ndarray
-    counts: np.ndarray
-    ratios: np.ndarray
-
-    def log_likelihood(self) -> float:
-        """Return the log-likelihood of all photos, without the determinant of `within`, which is 1 in this basis.
-
-        The mean of n photos has the variance ratio + 1 / n; the scatter around it is that of eps.
-        """
-        num, growth = self.counts.sum(), 1 + self.counts[:, None] * self.ratios
-        squares = np.trace(self.scatter) + (self.counts[:, None] * np.square(self.means) / growth).sum()
-        return -(num * len(self.ratios) * np.log(2 * np.pi) + np.log(growth).sum() + squares) / 2
-
-    def expected(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the expected sums of mu mu.T over the classes and of eps eps.T over the photos, each (D, D).
-
-        Given its n photos, mu of a class is normal with mean n r / (1 + n r) * (their mean) and variance r / (1 + n r);
-        their eps share its uncertainty.
-        """
-        variance = self.ratios / (1 + self.counts[:, None] * self.ratios)
-        mu = self.counts[:, None] * variance * self.means
-        rest = self.means - mu
-        of_classes = mu.T @ mu + np.diag(variance.sum(axis=0))
-        uncertain = np.diag((self.counts[:, None] * variance).sum(axis=0))
-        return of_classes, self.scatter + (self.counts[:, None] * rest).T @ rest + uncertain
+    All in the basis: class means (C, D), scatter around them (D, D), counts of photos (C, 1). The mean of n photos has
+    the variance ratio + 1 / n; the scatter around it is that of eps. Given its n photos, mu of a class is normal with
+    mean n r / (1 + n r) * (their mean) and variance r / (1 + n r); their eps share its uncertainty.
+    """
+    growth = 1 + counts * ratios
+    squares = np.trace(scatter) + (counts * np.square(means) / growth).sum()
+    log_likelihood = -(counts.sum() * len(ratios) * np.log(2 * np.pi) + np.log(growth).sum() + squares) / 2
+    variance = ratios / growth
+    mu = counts * variance * means
+    rest = means - mu
+    of_classes = mu.T @ mu + np.diag(variance.sum(axis=0))
+    return log_likelihood, of_classes, scatter + (counts * rest).T @ rest + np.diag((counts * variance).sum(axis=0))

@@ -13,21 +13,16 @@ def create_parser(command: str, description: str) -> argparse.ArgumentParser:
     usage = "%(prog)s (RUN | --backbone NAME) [data=<choice>] [data.<key>=<value> ...] [options]"
     parser = shared.create_parser(command, description, usage)
     shared.add_run(parser, nargs="?")
-    parser.add_argument(
-        "--backbone", metavar="NAME", help="any backbone of timm, instead of a run; model.<key>=... beside it"
-    )
-    parser.add_argument(
-        "--weights",
-        default="pretrained",
-        metavar="FILE",
-        help="for --backbone: pretrained (default), random, or a file",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--backbone", metavar="NAME", help="any backbone of timm, instead of a run; model.<key>=... beside it")
+    add("--weights", default="pretrained", metavar="FILE",
+        help="for --backbone: pretrained (default), random, or a file")  # fmt: skip
+    add(
         "--layer", choices=LAYERS, default="auto",
         help="pooled: the backbone's features; trunk: what the heads read; embedding: what a metric loss has shaped; "
         "auto (default): the last of them that has layers of its own",
     )  # fmt: skip
-    parser.add_argument("--raw", action="store_true", help="leave embeddings as they are; else each has the length 1")
+    add("--raw", action="store_true", help="leave embeddings as they are; else each has the length 1")
     shared.add_device(parser)
     shared.add_out_folder(parser, "beside the model, by time")
     return parser

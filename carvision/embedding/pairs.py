@@ -13,7 +13,7 @@ from carvision.data.readers.compcars import read_compcars
 from carvision.data.readers.compcars_files import has_pair_lists, pair_list_files
 from carvision.data.readers.disk import read_text
 from carvision.data.splits import find_rows
-from carvision.data.table import UNKNOWN, Classes, Table
+from carvision.data.table import UNKNOWN, Table
 from carvision.demo.write import demo_folder, write_demo
 from carvision.embedding.embed import Source
 from carvision.errors import InputError
@@ -110,11 +110,8 @@ def _read_cells(file: Path) -> list[tuple[int, list[str]]]:
 
 def _separated(line: str) -> list[str]:
     """Split by the separator that yields a label in the third cell, else by any that occurs, as in a header."""
-    rows = [
-        [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
-        for separator in "\t;,"
-    ]
-    rows.append(line.split())
+    readers = (csv.reader([line], delimiter=separator, skipinitialspace=True) for separator in "\t;,")
+    rows = [*([cell.strip() for cell in next(reader)] for reader in readers), line.split()]
     labelled = [row for row in rows if len(row) >= 3 and row[2].lower() in SAME]
     return next(iter(labelled or [row for row in rows if len(row) > 1]), rows[-1])
 
@@ -154,17 +151,11 @@ def generate_pairs(table: Table, label: str, difficulty: str, num_pairs: int, se
     positives, negatives = end_of_class - after, end_of_context - end_of_class
     half = min(num_pairs // 2, positives.sum(), negatives.sum())
     if half == 0:
-        missing = "two photos of one" if positives.sum() == 0 else "photos of two"
-        raise InputError(
-            f"{table.name}: no {difficulty} pairs among {len(table):,} photos: nowhere {missing} {label}"
-            f"{_where(difficulty, positives.sum() == 0)}"
-        )
+        kind = "the same" if positives.sum() == 0 else "a different"
+        raise InputError(f"{table.name}: its {len(table):,} photos have no {difficulty} pair of {kind} {label}")
     rng = np.random.default_rng([seed, DIFFICULTIES.index(difficulty)])
-    ones, others = zip(
-        _draw_positions(positives, after, half, rng), _draw_positions(negatives, end_of_class, half, rng), strict=True
-    )
-    ends = photos[np.stack([np.concatenate(ones), np.concatenate(others)])]
-    ends = rng.permuted(ends, axis=0)  # random order within each pair
+    same, other = _draw_positions(positives, after, half, rng), _draw_positions(negatives, end_of_class, half, rng)
+    ends = rng.permuted(photos[np.concatenate([same, other], axis=1)], axis=0)  # random order within each pair
     order = rng.permutation(2 * half)
     return Pairs(ends[0, order], ends[1, order], np.repeat([True, False], half)[order])
 
@@ -181,18 +172,10 @@ def _contexts(table: Table, label: str, difficulty: str) -> tuple[np.ndarray, np
         if VIEWPOINT not in table.class_labels:
             raise InputError(f"{table.name}: no easy pairs: it has no label {VIEWPOINT}")
         return table.rows[VIEWPOINT].to_numpy().astype(np.int64), nothing
-    if difficulty == HARD:
-        classes = table.labels[label]
-        if not isinstance(classes, Classes) or classes.parent is None:
-            raise InputError(f"{table.name}: no hard pairs: its {label} has no parent label, such as a make")
-        return nothing, np.array([*classes.parent_codes, UNKNOWN])[table.rows[label].to_numpy()]
-    raise InputError(f"difficulty: {difficulty!r} is not one of {', '.join(DIFFICULTIES)}")
-
-
-def _where(difficulty: str, same: bool) -> str:
-    if difficulty == EASY:
-        return f" from one {VIEWPOINT}"
-    return " of one parent" if difficulty == HARD and not same else ""
+    classes = table.class_labels[label]
+    if classes.parent is None:
+        raise InputError(f"{table.name}: no hard pairs: its {label} has no parent label, such as a make")
+    return nothing, np.array([*classes.parent_codes, UNKNOWN])[table.rows[label].to_numpy()]
 
 
 def _ends(keys: np.ndarray) -> np.ndarray:
@@ -202,12 +185,12 @@ def _ends(keys: np.ndarray) -> np.ndarray:
     return bounds[np.searchsorted(bounds, np.arange(keys.shape[1]), side="right")]
 
 
-def _draw_positions(counts: np.ndarray, starts: np.ndarray, num: int, rng: np.random.Generator) -> tuple:
-    """Draw num distinct pairs of positions; position i can be paired with the counts[i] positions from starts[i]."""
+def _draw_positions(counts: np.ndarray, starts: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw num distinct pairs of positions, int64 (2, num); the counts[i] positions from starts[i] can follow i."""
     ends = np.cumsum(counts)
     numbers = rng.choice(ends[-1], num, replace=False)
     first = np.searchsorted(ends, numbers, side="right")
-    return first, starts[first] + numbers - (ends - counts)[first]
+    return np.stack([first, starts[first] + numbers - (ends - counts)[first]])
 
 
 @dataclass(frozen=True)
@@ -231,7 +214,7 @@ class VerificationTask:
         return np.any([pairs.photo_mask(len(self.table)) for pairs in self.tests.values()], axis=0)
 
 
-def read_task(source: Source, options: argparse.Namespace) -> VerificationTask:
+def choose_pairs(source: Source, options: argparse.Namespace) -> VerificationTask:
     """Read or draw the pairs. options: of carvision.verify. Raises InputError for missing labels, lists and photos."""
     data, split = source.chosen.data, options.split
     if options.pairs and split:

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import time
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +17,20 @@ from carvision.embedding.search import (
     Found,
     PhotoCollection,
     RetrievalTask,
+    embed_task,
     gallery_of,
     open_photos,
-    read_task,
     search,
 )
 from carvision.embedding.store import Embeddings
-from carvision.files.atomic import atomic_file, write_csv, write_json
+from carvision.files.atomic import write_csv, write_json
+from carvision.files.folders import output_folder
 from carvision.files.log import start_log
-from carvision.files.output_folder import output_folder
 from carvision.inference.predictor import choose_device
-from carvision.metrics.exact_search import nearest, split_blocks
-from carvision.metrics.neighbours import knn_metrics, queries_per_block
+from carvision.metrics.neighbours import knn_metrics, nearest
 from carvision.reports.photos import NOT_KNOWN, RIGHT, WRONG, Row, Tile, plot_sheet, wrap_label
 from carvision.reports.plots import TEXT
-from carvision.reports.tables import BEST, TextTable, percent, print_table
+from carvision.reports.tables import TextTable, best_of_columns, percent, print_table
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -55,14 +53,14 @@ def run(options: argparse.Namespace) -> Path:
         return _answer_queries(photos, options)
     for note in photos.notes:
         log.warning("%s", note)
-    with _claim_folder(photos, options) as folder:
+    with output_folder(options.out, photos.folder / "retrievals", "retrievals") as folder:
         _retrieve(photos, options, folder)
     return folder
 
 
 def _retrieve(photos: PhotoCollection, options: argparse.Namespace, folder: Path) -> None:
     """Search the gallery for each query, write the files of a retrieval into the folder, and print its metrics."""
-    task = read_task(photos, options)
+    task = embed_task(photos, options)
     log.info(
         "%s queries among %s photos, %d-dimensional",
         f"{len(task.queries):,}", f"{len(task.gallery):,}", task.queries.values.shape[1],
@@ -76,62 +74,42 @@ def _retrieve(photos: PhotoCollection, options: argparse.Namespace, folder: Path
     knn = {k: knn_metrics(task.query_codes, codes, num_classes) for k, codes in found.predicted.items()}
     judged = np.isfinite(found.per_query["map_at_r"])
     means = {name: float(values[judged].mean()) for name, values in found.per_query.items() if judged.any()}
-    write_metrics(folder, task, about, knn, means, found.per_query)
-    _write_neighbours(folder / "neighbours.csv", task, found)
+    write_csv(folder / "knn.csv", pd.DataFrame(knn).T.rename_axis("k").reset_index())
+    write_csv(folder / "per_class.csv", _by_class(task, found))
+    write_json(folder / "retrieval.json", {**about, "knn": {str(k): v for k, v in knn.items()}, "retrieval": means})
+    write_csv(folder / "neighbours.csv", _neighbours(task, found), float_format="%.6g")
     if options.sheet and photos.packed:
         log.warning("no sheet is drawn: the photos are in a pack, which only the run itself can open")
     elif options.sheet:
         chosen = np.sort(np.random.default_rng(0).permutation(len(task.queries))[: options.sheet])
-        draw_sheet(folder / "neighbours.png", task, chosen, found.rows, found.scores, options.distance)
-    name = options.backbone or Path(options.run).resolve().name
+        draw_sheet(folder / "neighbours.png", task, chosen, found, options.distance)
+    name = options.backbone or options.run.resolve().name
     print_metrics(f"{name} on {task.queries.table.name}", about, knn, means)
 
 
-def _claim_folder(photos: PhotoCollection, options: argparse.Namespace) -> AbstractContextManager[Path]:
-    if photos.source is not None:
-        return photos.source.claim_folder(options.out, "retrievals")
-    return output_folder(options.out, options.run / "retrievals", "retrievals")
-
-
-def write_metrics(
-    folder: Path,
-    task: RetrievalTask,
-    about: dict,
-    knn: dict[int, dict],
-    means: dict,
-    per_query: dict[str, np.ndarray],
-) -> None:
-    """Write retrieval.json, knn.csv and per_class.csv into the folder.
-
-    knn {k: metrics}. means {metric: mean over the queries}. per_query {metric: float (Q,)}, NaN if undefined.
-    """
-    frame = pd.DataFrame(knn).T
-    write_csv(folder / "knn.csv", frame.rename_axis("k").reset_index())
+def _by_class(task: RetrievalTask, found: Found) -> pd.DataFrame:
+    """Return a row for each class of the queries: id, name, queries, and the means of their metrics."""
     codes, classes = task.query_codes, np.unique(task.query_codes)
-    each = pd.DataFrame(per_query).groupby(codes).mean().reindex(classes)
+    each = pd.DataFrame(found.per_query).groupby(codes).mean().reindex(classes)
     each.insert(0, "queries", np.bincount(codes, minlength=len(task.classes))[classes])
     each.insert(0, "name", [task.classes.names[code] for code in classes])
     each.insert(0, "id", [task.classes.ids[code] for code in classes])
-    write_csv(folder / "per_class.csv", each)
-    write_json(folder / "retrieval.json", {**about, "knn": {str(k): v for k, v in knn.items()}, "retrieval": means})
+    return each
 
 
-def _write_neighbours(file: Path, task: RetrievalTask, found: Found) -> None:
-    """Write one line for each query and each of its nearest photos, block by block."""
-    queries, gallery = task.queries.table.rows["path"].to_numpy(), task.gallery.table.rows["path"].to_numpy()
-    ids = np.array(task.classes.ids, dtype=object)
-    with atomic_file(file) as partial, partial.open("w", encoding="utf-8", newline="") as opened:
-        for number, rows in enumerate(split_blocks(np.arange(len(queries)), queries_per_block(LISTED))):
-            near, times = found.rows[rows], found.rows.shape[1]
-            columns = {
-                "path": np.repeat(queries[rows], times),
-                task.label: np.repeat(ids[task.query_codes[rows]], times),
-                "rank": np.tile(np.arange(1, times + 1), len(rows)),
-                "neighbour": gallery[near].ravel(),
-                f"neighbour_{task.label}": ids[task.gallery_codes[near]].ravel(),
-                "score": found.scores[rows].ravel(),
-            }
-            pd.DataFrame(columns).to_csv(opened, index=False, header=number == 0, float_format="%.6g")
+def _neighbours(task: RetrievalTask, found: Found) -> pd.DataFrame:
+    """Return a row for each query and each of its nearest photos."""
+    ids, (num, times) = np.array(task.classes.ids, dtype=object), found.rows.shape
+    return pd.DataFrame(
+        {
+            "path": task.queries.table.rows["path"].to_numpy().repeat(times),
+            task.label: ids[task.query_codes].repeat(times),
+            "rank": np.tile(np.arange(1, times + 1), num),
+            "neighbour": task.gallery.table.rows["path"].to_numpy()[found.rows].ravel(),
+            f"neighbour_{task.label}": ids[task.gallery_codes[found.rows]].ravel(),
+            "score": found.scores.ravel(),
+        }
+    )
 
 
 def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) -> None:
@@ -140,11 +118,9 @@ def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) ->
     counts = f"{about['num_queries']:,} queries ({about['split']}), {about['num_gallery']:,} photos ({gallery})"
     console = Console()
     console.print(Text(". ".join([f"{title}: {counts}", *about["notes"]]) + "."), soft_wrap=True)
-    values = pd.DataFrame(knn).T
-    shown = (100 * values).round(2)
-    best = (shown == shown.max()) & (len(shown) > 1)
-    rows = [[str(k), *(f"{shown.loc[k, name]:.2f}" for name in KNN)] for k in shown.index]
-    marks = [["", *(BEST if best.loc[k, name] else "" for name in KNN)] for k in shown.index]
+    shown = (100 * pd.DataFrame(knn).T[list(KNN)]).round(2)
+    rows = [[str(k), *(f"{value:.2f}" for value in values)] for k, values in shown.iterrows()]
+    marks = [["", *row] for row in best_of_columns(shown)]
     note = "Precision, recall and F1 are weighted by the size of the classes."
     title = f"k-nearest-neighbour classification of {about['label']}, %"
     print_table(TextTable(title, ["k", *KNN.values()], rows, marks, notes=[note]), console)
@@ -155,16 +131,14 @@ def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) ->
         print_table(TextTable("Retrieval, %", ["", *header], [[about["label"], *row]]), console)
 
 
-def draw_sheet(
-    file: Path, task: RetrievalTask, chosen: np.ndarray, rows: np.ndarray, scores: np.ndarray, distance: str
-) -> None:
-    """Draw the chosen queries, int (N,), with the first of their nearest photos; rows, scores (Q, K)."""
+def draw_sheet(file: Path, task: RetrievalTask, chosen: np.ndarray, found: Found, distance: str) -> None:
+    """Draw the chosen queries, int (N,), with the first of their nearest photos."""
     cropped = task.about.get("crop_to_box", False)
     lines = []
     for query in chosen:
         tiles = [
             make_tile(task.gallery, task.label, row, cropped, score, task.gallery_codes[row] == task.query_codes[query])
-            for row, score in zip(rows[query, :SHOWN], scores[query, :SHOWN], strict=True)
+            for row, score in zip(found.rows[query, :SHOWN], found.scores[query, :SHOWN], strict=True)
         ]
         lines.append((make_tile(task.queries, task.label, query, cropped), tiles))
     plot_neighbours(lines, MEASURES[distance], file)
@@ -173,19 +147,16 @@ def draw_sheet(
 def make_tile(
     photos: Embeddings, label: str, row: int, cropped: bool, score: float | None = None, right: bool | None = None
 ) -> Tile:
-    """Return the tile of a photo, with its box if the network saw boxes."""
+    """Return the tile of a photo, with its box if the network saw boxes; the arguments are otherwise tile_of's."""
     table = photos.table
     box = table.rows[BOX].iloc[row].to_numpy(np.float32) if cropped and table.has_boxes else None
     return tile_of(table.photo(row), box, table.class_labels[label].names[table.rows[label].iloc[row]], score, right)
 
 
 def tile_of(
-    photo: str | Path | PackedPhoto,
-    box: np.ndarray | None,
-    name: str,
-    score: float | None = None,
-    right: bool | None = None,
-) -> Tile:
+    photo: str | Path | PackedPhoto, box: np.ndarray | None, name: str,
+    score: float | None = None, right: bool | None = None,
+) -> Tile:  # fmt: skip
     """Return the tile of a photo with its name and, of a neighbour, its score.
 
     box: the part to show. right: whether its class is the query's; None if unknown.
@@ -196,11 +167,10 @@ def tile_of(
 
 
 def _answer_queries(photos: PhotoCollection, options: argparse.Namespace) -> Path:
-    """Find the gallery photos nearest to the files given with --query, print and draw them; return the folder
-    written."""
-    source = photos.require_network(options)
+    """Find the gallery photos nearest to the files of --query, print and draw them; return the folder written."""
+    assert photos.source is not None  # open_photos refuses --query without a network
     label = photos.table.class_label(options.label, "--label")
-    queries = source.embed_files(options.query, options.box)
+    queries = photos.source.embed_files(options.query, options.box)
     gallery = photos.embed(gallery_of(photos.table, label, options.gallery))
     device, k = choose_device(options.device), min(LISTED, len(gallery))
     scores, rows = nearest(queries, gallery.values, k, options.distance, device=device)
@@ -220,7 +190,7 @@ def _answer_queries(photos: PhotoCollection, options: argparse.Namespace) -> Pat
         tiles = [make_tile(gallery, label, row, photos.about["crop_to_box"], score) for row, score in shown]
         sheet.append((tile_of(file, box, file.name), tiles))
     columns = ["path", "rank", "neighbour", f"neighbour_{label}", "name", "score"]
-    with _claim_folder(photos, options) as folder:
+    with output_folder(options.out, photos.folder / "retrievals", "retrievals") as folder:
         write_csv(folder / "neighbours.csv", pd.DataFrame(listed, columns=columns), float_format="%.6g")
         if options.sheet:
             plot_neighbours(sheet, measure, folder / "neighbours.png")

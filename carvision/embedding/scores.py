@@ -5,7 +5,7 @@ is accepted, that is predicted to be the same, if its score is at least the thre
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,11 +63,14 @@ def score(
     rows = np.full(len(values), -1)
     rows[learned] = np.arange(len(learned))
     train = _readable(task.train, embedding_rows, "training").map_rows(rows)
-    fitted = fit_methods(methods, values[learned], codes, train)
-    thresholds = {
-        method: best_threshold(score_pairs(values[learned], train), train.same)
-        for method, score_pairs in fitted.items()
+    fits: dict[str, Callable[[], Score]] = {
+        "cosine": lambda: cosine,
+        "l2": lambda: l2,
+        "svm": lambda: fit_linear_svm(values[learned], train).scores,
+        "joint_bayes": lambda: fit_joint_bayes(values[learned], codes).scores,
     }
+    fitted = {method: fits[method]() for method in methods}
+    thresholds = {name: best_threshold(fit(values[learned], train), train.same) for name, fit in fitted.items()}
     scored = {}
     for difficulty, pairs in task.tests.items():
         pairs = _readable(pairs, embedding_rows, difficulty)
@@ -88,20 +91,6 @@ def _readable(pairs: Pairs, embedding_rows: np.ndarray, what: str) -> Pairs:
     if not readable.any():
         raise InputError(f"no {what} pair is left: each of {len(readable):,} has a photo that can't be read")
     return found.select(readable)
-
-
-def fit_methods(methods: Sequence[str], embeddings: np.ndarray, codes: np.ndarray, pairs: Pairs) -> dict[str, Score]:
-    """Return {method: scoring function}, fitted to the training photos.
-
-    embeddings float (N, D), codes int (N,) of their classes, pairs of their rows.
-    """
-    fits: dict[str, Callable[[], Score]] = {
-        "cosine": lambda: cosine,
-        "l2": lambda: l2,
-        "svm": lambda: fit_linear_svm(embeddings, pairs).scores,
-        "joint_bayes": lambda: fit_joint_bayes(embeddings, codes).scores,
-    }
-    return {method: fits[method]() for method in methods}
 
 
 def cosine(embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:

@@ -2,19 +2,20 @@
 
 import argparse
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from carvision.data.table import UNKNOWN, Classes, Table
 from carvision.embedding.embed import Source, open_source
-from carvision.embedding.store import Embeddings, is_folder_of_embeddings, read_embeddings
+from carvision.embedding.store import ABOUT, Embeddings, read_embeddings
 from carvision.errors import InputError
 from carvision.evaluation.select import notes_on_seen_photos, select_split
 from carvision.inference.predictor import choose_device
-from carvision.metrics.exact_search import nearest, split_blocks
-from carvision.metrics.neighbours import concatenate_blocks, num_relevant, queries_per_block, query_metrics, vote
+from carvision.metrics.neighbours import concatenate_blocks, nearest, num_relevant, query_blocks, query_metrics, vote
 
 log = logging.getLogger(__name__)
 
@@ -38,17 +39,14 @@ class RetrievalTask:
 
     @property
     def classes(self) -> Classes:
-        """The classes of the label."""
         return self.queries.table.class_labels[self.label]
 
     @property
     def query_codes(self) -> np.ndarray:
-        """Classes of the queries, int (Q,)."""
         return self.queries.table.rows[self.label].to_numpy()
 
     @property
     def gallery_codes(self) -> np.ndarray:
-        """Classes of the gallery, int (G,)."""
         return self.gallery.table.rows[self.label].to_numpy()
 
 
@@ -56,53 +54,45 @@ class RetrievalTask:
 class PhotoCollection:
     """The photos of the data, embedded on demand or read from saved embeddings.
 
-    source: None for saved embeddings, saved: None without. about, notes: for the report. packed: the photos are in a
-    pack, which saved embeddings can't open.
+    embed: returns the embeddings of some of them. source: None for saved embeddings. folder: of the model or the saved
+    embeddings, below which results are written. about, notes: for the report. packed: the photos are in a pack, which
+    saved embeddings can't open.
     """
 
-    source: Source | None
-    saved: Embeddings | None
     table: Table
+    embed: Callable[[Table], Embeddings]
+    source: Source | None
+    folder: Path
     about: dict
     notes: list[str]
     packed: bool = False
 
-    def embed(self, table: Table) -> Embeddings:
-        """Return the embeddings of `table`, a subset of the photos."""
-        if self.source is not None:
-            return self.source.embed(table)
-        assert self.saved is not None  # it is the one or the other
-        return self.saved.select(self.table.rows["path"].isin(table.rows["path"]).to_numpy())
-
-    def require_network(self, options: argparse.Namespace) -> Source:
-        """Return the source. Raises InputError for saved embeddings, which have no network."""
-        if self.source is None:
-            raise InputError(f"--query: {options.run} holds embeddings and no network; give the run that made them")
-        return self.source
-
 
 def open_photos(options: argparse.Namespace) -> PhotoCollection:
     """Open the photos of a run, a backbone, or a folder that carvision.embed has written."""
-    split = options.split if options.leave_one_out else "train"  # the gallery needs the full split, not just test
-    if options.run is not None and is_folder_of_embeddings(options.run):
-        unsupported = options.overrides[:1] or (["--raw"] if options.raw else [])
-        unsupported = unsupported or ([f"--layer {options.layer}"] if options.layer != "auto" else [])
-        if unsupported:
-            raise InputError(
-                f"{unsupported[0]}: {options.run} holds computed embeddings; give the run to compute others"
-            )
+    if options.run is not None and (options.run / ABOUT).is_file():
+        layer = [] if options.layer == "auto" else [f"--layer {options.layer}"]
+        unsupported = [*options.overrides, *(["--raw"] if options.raw else []), *layer]
+        if unsupported or options.query:
+            given = unsupported[0] if unsupported else "--query"
+            raise InputError(f"{given}: {options.run} holds computed embeddings; give the run to compute others")
         saved, about = read_embeddings(options.run)
         about_saved = {"embeddings": str(options.run), **{key: about[key] for key in COPIED_KEYS if key in about}}
-        return PhotoCollection(None, saved, saved.table, about_saved, [], about.get("packed", False))
+
+        def select(part: Table) -> Embeddings:
+            return saved.select(saved.table.rows["path"].isin(part.rows["path"]).to_numpy())
+
+        return PhotoCollection(saved.table, select, None, options.run, about_saved, [], about.get("packed", False))
     source = open_source(options)
-    table = source.read_table(split)
+    # the gallery needs the full split, not just test
+    table = source.read_table(options.split if options.leave_one_out else "train")
     notes = []
     if not options.query:
         notes = notes_on_seen_photos(select_split(table, options.split), options.split, source.splits_files)
-    return PhotoCollection(source, None, table, source.about, notes)
+    return PhotoCollection(table, source.embed, source, source.folder or Path(), source.about, notes)
 
 
-def read_task(photos: PhotoCollection, options: argparse.Namespace) -> RetrievalTask:
+def embed_task(photos: PhotoCollection, options: argparse.Namespace) -> RetrievalTask:
     """Embed the queries and the gallery. options: of carvision.retrieve.
 
     Raises InputError for missing labels and photos.
@@ -183,7 +173,7 @@ def search(task: RetrievalTask, options: argparse.Namespace) -> Found:
     num_classes, device = len(task.classes), choose_device(options.device)
     metrics, listed = [], []
     predicted: list[dict[int, np.ndarray]] = []
-    for rows in split_blocks(np.arange(len(relevant)), queries_per_block(num, num_classes)):
+    for rows in query_blocks(np.arange(len(relevant)), num, num_classes):
         scores, found = nearest(
             task.queries.values[rows], task.gallery.values, num, options.distance, task.own[rows], device
         )

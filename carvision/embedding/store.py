@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from carvision.data.splits import splits_of
-from carvision.data.table import UNKNOWN, Classes, Number, Table, validate
+from carvision.data.table import BOX, UNKNOWN, Classes, Number, Table, validate
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import write_csv, write_json
 
@@ -77,11 +77,6 @@ def write_index(folder: Path, table: Table, about: dict) -> None:
     write_json(folder / ABOUT, {**about, **described, "packed": table.shards is not None})
 
 
-def is_folder_of_embeddings(folder: Path) -> bool:
-    """Return whether the folder holds complete embeddings."""
-    return (folder / ABOUT).is_file()
-
-
 def read_embeddings(folder: Path) -> tuple[Embeddings, dict]:
     """Read what carvision.embed wrote, memory-mapping the values; also return embeddings.json.
 
@@ -117,8 +112,7 @@ def _restore_table(index: pd.DataFrame, about: dict) -> Table:
         rows[name] = np.array([code_of[id_] if id_ else UNKNOWN for id_ in index[name]], np.int32)
     if "group" in index:
         rows["group"] = index["group"]
-    for name in ("left", "top", "right", "bottom"):
-        if name in index:
-            rows[name] = pd.to_numeric(index[name], errors="coerce").astype(np.float32)
+    if BOX[0] in index:
+        rows[BOX] = index[BOX].apply(pd.to_numeric, errors="coerce").astype(np.float32)
     root = about["root"]
     return validate(Table(about["data"], root if "://" in root else Path(root), rows, labels, about["finest"]))

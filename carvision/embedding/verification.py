@@ -11,13 +11,14 @@ from rich.text import Text
 
 from carvision.embedding.embed import open_source
 from carvision.embedding.options import METHODS
-from carvision.embedding.pairs import read_task
+from carvision.embedding.pairs import choose_pairs
 from carvision.embedding.scores import FAR_LEVELS, ScoredPairs, roc, score, tar_name
 from carvision.evaluation.select import notes_on_seen_photos
 from carvision.files.atomic import file_stems, write_csv, write_json
+from carvision.files.folders import output_folder
 from carvision.files.log import start_log
 from carvision.reports.plots import COLOURS, FAINT, create_panels, draw_line, finish, label_axes
-from carvision.reports.tables import BEST, TextTable, percent, print_table, without_nan
+from carvision.reports.tables import TextTable, best_of_columns, percent, print_table, without_nan
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> Path:
     keep_freed_memory()
     start_log(None)
     source = open_source(options)
-    task = read_task(source, options)
+    task = choose_pairs(source, options)
     notes = notes_on_seen_photos(task.table.select(task.tested), options.split or "test", source.splits_files)
     for note in notes:
         log.warning("%s", note)
@@ -44,12 +45,12 @@ def run(options: argparse.Namespace) -> Path:
         "%s: %s photos, layer %s; %s training pairs",
         task.table.name, f"{needed.sum():,}", source.embedder.layer, f"{len(task.train):,}",
     )  # fmt: skip
-    name = source.about["network"] if source.run is None else source.run.resolve().name
+    name = options.backbone or options.run.resolve().name
     about = {
         **source.about, "data": {"name": task.table.name, "root": str(task.table.root)}, "label": task.label,
         "seed": options.seed, "lists": task.lists, "notes": notes,
     }  # fmt: skip
-    with source.claim_folder(options.out, "verifications") as folder:
+    with output_folder(options.out, (source.folder or Path()) / "verifications", "verifications") as folder:
         scored, train = score(task, source.embed(task.table.select(needed)), options.methods)
         about["train"] = {"split": options.train_split, **train}
         write_verification(folder, f"{name} on {task.table.name}", about, scored)
@@ -65,12 +66,15 @@ def write_verification(folder: Path, title: str, about: dict, scored: dict[str, 
     for difficulty, pairs in scored.items():
         columns = {"path1": pairs.first, "path2": pairs.second, "same": pairs.same.astype(int)}
         write_csv(folder / f"pairs_{stems[difficulty]}.csv", pd.DataFrame(columns | pairs.scores), float_format="%.6g")
-    write_csv(folder / "verification.csv", scores_frame(scored))
+    counts = {name: {"pairs": len(pairs.same), "same": int(pairs.same.sum())} for name, pairs in scored.items()}
+    rows = [
+        {"difficulty": name, "method": method, **counts[name], **metrics}
+        for name, pairs in scored.items()
+        for method, metrics in pairs.metrics.items()
+    ]
+    write_csv(folder / "verification.csv", pd.DataFrame(rows))
     plot_roc(scored, f"{title}: ROC", folder / "roc.png")
-    difficulties = {
-        difficulty: {"pairs": len(pairs.same), "same": int(pairs.same.sum()), "figures": without_nan(pairs.metrics)}
-        for difficulty, pairs in scored.items()
-    }
+    difficulties = {name: {**counts[name], "figures": without_nan(pairs.metrics)} for name, pairs in scored.items()}
     write_json(folder / "verification.json", {**about, "difficulties": difficulties})
     console = Console()
     console.print(Text(" ".join(f"{line.rstrip('.')}." for line in (title, *about["notes"]))))
@@ -78,22 +82,11 @@ def write_verification(folder: Path, title: str, about: dict, scored: dict[str, 
         print_table(table, console)
 
 
-def scores_frame(scored: dict[str, ScoredPairs]) -> pd.DataFrame:
-    """Return one row per difficulty and method: difficulty, method, pairs, same, and the metrics."""
-    return pd.DataFrame(
-        {"difficulty": difficulty, "method": method, "pairs": len(pairs.same), "same": int(pairs.same.sum()), **metrics}
-        for difficulty, pairs in scored.items()
-        for method, metrics in pairs.metrics.items()
-    )
-
-
 def accuracy_table(scored: dict[str, ScoredPairs]) -> TextTable:
     """Return the table of pair accuracy, as is usual in the field: one row per method, one column per difficulty."""
-    frame = scores_frame(scored)
-    wide = frame.pivot(index="method", columns="difficulty", values="accuracy")
-    wide = wide.loc[[method for method in METHODS if method in wide.index], list(scored)]
-    rows = [[NAMES[method], *(percent(value, 2) for value in wide.loc[method])] for method in wide.index]
-    marks = [["", *marks] for marks in _best(wide, largest=True)]
+    wide = pd.DataFrame({name: pd.DataFrame(pairs.metrics).loc["accuracy"] for name, pairs in scored.items()})
+    rows = [[NAMES[str(method)], *(percent(value, 2) for value in values)] for method, values in wide.iterrows()]
+    marks = [["", *marks] for marks in best_of_columns(wide.round(4))]
     counts = ", ".join(f"{name} {len(pairs.same):,}" for name, pairs in scored.items())
     return TextTable("Pair accuracy (%), at the threshold of the training pairs", ["method", *scored], rows, marks,
                  notes=[f"Pairs: {counts}."])  # fmt: skip
@@ -107,24 +100,15 @@ def curve_tables(scored: dict[str, ScoredPairs]) -> list[TextTable]:
         frame = pd.DataFrame(pairs.metrics).T[list(titles)]
         rows = [[NAMES[str(method)], f"{row['auc']:.4f}".replace("nan", "–"), *(percent(value, 2) for value in row[1:])]
                 for method, row in frame.iterrows()]  # fmt: skip
-        marks = np.stack([_best(frame[[name]], largest=name != "eer") for name in titles], axis=1)[..., 0]
+        marks = [["", *row] for row in best_of_columns(frame.round(4), lowest=["eer"])]
         num_different = int((~pairs.same).sum())
         notes = [
             f"FAR {100 * far:g} % needs {round(1 / far):,} different pairs to measure; here are {num_different:,}."
             for far in FAR_LEVELS
             if num_different * far < 1
         ]
-        tables.append(
-            TextTable(difficulty, ["method", *titles.values()], rows, [["", *row] for row in marks], notes=notes)
-        )
+        tables.append(TextTable(difficulty, ["method", *titles.values()], rows, marks, notes=notes))
     return tables
-
-
-def _best(frame: pd.DataFrame, largest: bool) -> np.ndarray:
-    """Return "best" or "" for each value, by column, ties as displayed included; no best in a single row."""
-    shown = frame.round(4)
-    best = shown == (shown.max() if largest else shown.min())
-    return np.where(best & (len(frame) > 1), BEST, "")
 
 
 def plot_roc(scored: dict[str, ScoredPairs], title: str, file: Path) -> None:

@@ -69,12 +69,10 @@ def _rank(ordered: Tensor, scores: Tensor) -> Tensor:
 def micro_auc(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Return the micro-averaged area under each weighting, float64 (R,).
 
-    It pools all pairs of a photo and a class: each photo's own class is a positive, every other class a negative. NaN
-    with a single class.
+    It pools all pairs of a photo and a class, two classes or more: each photo's own class is a positive, every other
+    class a negative.
     """
     num_photos, num_classes = scores.shape
-    if num_classes < 2:
-        return torch.full((len(weights),), torch.nan, dtype=torch.float64)
     own_scores = scores.gather(1, targets[:, None])[:, 0]
     ordered, order = own_scores.sort()
     lower, not_higher = torch.zeros(2, num_photos + 1, dtype=torch.int64)
@@ -82,7 +80,7 @@ def micro_auc(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     step = max(1, BLOCK // num_classes)
     for first in range(0, num_photos, step):
         rows = slice(first, first + step)
-        others = scores[rows].flatten()[_is_other(targets[rows], num_classes)]
+        others = scores[rows][targets[rows, None] != torch.arange(num_classes)]
         fewer = torch.searchsorted(ordered, others)  # positives that are lower
         as_many = torch.searchsorted(ordered, others, right=True)  # positives that are not higher
         not_higher += torch.bincount(fewer, minlength=num_photos + 1)
@@ -96,16 +94,9 @@ def micro_auc(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return (mean - above.mean()).clamp(0, 1)
 
 
-def _is_other(targets: Tensor, num_classes: int) -> Tensor:
-    """Return bool (photos * classes,): the pairs of a photo and a class that is not its own."""
-    return (targets[:, None] != torch.arange(num_classes)).flatten()
-
-
 def keras_auc(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Return the micro area as Keras' AUC() estimates it from 200 thresholds, for each weighting, float64 (R,)."""
     num_photos, num_classes = logits.shape
-    if num_classes < 2:
-        return torch.full((len(weights),), torch.nan, dtype=torch.float64)
     thresholds = torch.arange(1, KERAS_THRESHOLDS - 1) / (KERAS_THRESHOLDS - 1)
     size = len(thresholds) + 1
     positives, negatives = (torch.zeros(num_photos, size) for _ in range(2))

@@ -4,7 +4,6 @@ A photo of weight 2 counts twice. With weights of one they give the metrics; wit
 drawn, the metrics of a bootstrap sample. The formulas are those of training (metrics/heads.py, metrics/epoch.py).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,7 +123,11 @@ def _class_metrics(
     predicted: Tensor, logits: Tensor, targets: Tensor, losses: Tensor, weights: Tensor, temperature: float
 ) -> Weighted:
     """Return the metrics of a head with classes; all arguments are restricted to the photos whose label is known."""
-    mean = _weighted_mean(weights)
+    num_photos = weights.double().sum(dim=1)
+
+    def mean(values: Tensor) -> Tensor:
+        return weights.double() @ values.double() / num_photos
+
     metrics = _metrics_from_counts(predicted, logits, targets, mean(losses), weights)
     scores = scores_of(logits)
     areas = areas_of_classes(scores, targets, weights).nanmean(dim=1)
@@ -140,13 +143,6 @@ def _class_metrics(
         metrics[f"nll{end}"] = mean(-log_probs.gather(1, targets[:, None])[:, 0])
         metrics[f"ece{end}"] = _calibration_errors(log_probs, targets, weights)
     return metrics
-
-
-def _weighted_mean(weights: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return a function that averages values (N,) over the photos for each weighting; NaN without any weight."""
-    weights = weights.double()
-    total = weights.sum(dim=1)
-    return lambda values: weights @ values.double() / total
 
 
 def _metrics_from_counts(predicted: Tensor, logits: Tensor, targets: Tensor, loss: Tensor, weights: Tensor) -> Weighted:
@@ -194,7 +190,6 @@ def _joint_metrics(
     parents: dict[str, tuple[str, Tensor]],
     weights: Tensor,
 ) -> dict[str, Weighted]:
-    """Return joint_metrics of each decoding rule."""
     guesses = list(decoded.values())
     heads = list(guesses[0])
     valid = torch.ones(weights.shape[1], dtype=torch.bool)

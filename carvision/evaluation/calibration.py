@@ -20,7 +20,7 @@ from carvision.inference.predictor import Predictor
 log = logging.getLogger(__name__)
 
 NUM_BINS = 15  # as in Guo et al. 2017
-COLDEST, HOTTEST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 BLOCK = 1 << 22  # logits processed at a time
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
@@ -49,21 +49,14 @@ def choose_temperature(
     val = predict_val() if is_run_split is not None else None
     if val is None:
         return [] if stored else ["no temperature was fitted to these probabilities"]
-    predictor.temperature = _fit(predictor, val)
+    predictor.temperature = {
+        name: fit_temperature(val.logits[name][val.valid], val.targets[name][val.valid]) for name in predictor.classes
+    }
+    text = ", ".join(f"{name} {value:.2f}" for name, value in predictor.temperature.items())
+    log.info("temperature on %s validation photos: %s", f"{len(val.paths):,}", text)
     if as_in_training and is_run_split and not predictor.averages:
         _store(run, predictor.temperature)
     return ["the temperature was fitted on photos that are among these"] if split in ("val", "all") else []
-
-
-def _fit(predictor: Predictor, val: Predictions) -> dict[str, float]:
-    """Fit {head: temperature} on the predictions of validation photos."""
-    fitted = {}
-    for name in predictor.classes:
-        known = val.known(name)
-        fitted[name] = fit_temperature(val.logits[name][known], val.targets[name][known])
-    text = ", ".join(f"{name} {value:.2f}" for name, value in fitted.items())
-    log.info("temperature on %s validation photos: %s", f"{len(val.paths):,}", text)
-    return fitted
 
 
 def _store(run: Path, temperature: dict[str, float]) -> None:
@@ -93,12 +86,12 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
         )
         return 1.0
     # The likelihood is concave in 1 / T, so that it has one maximum, also over log T.
-    bounds = (math.log(COLDEST), math.log(HOTTEST))
+    bounds = (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
     found = minimize_scalar(
         lambda log_t: _nll(logits, targets, math.exp(log_t)), bounds=bounds, method="bounded", options={"xatol": 1e-4}
     )
     temperature = math.exp(found.x)
-    if not COLDEST * 1.001 < temperature < HOTTEST / 1.001:
+    if not MIN_TEMPERATURE * 1.001 < temperature < MAX_TEMPERATURE / 1.001:
         log.warning("the temperature of %s photos is at its bound, %.4g", f"{len(targets):,}", temperature)
     return temperature
 
@@ -113,26 +106,26 @@ def _nll(logits: Tensor, targets: Tensor, temperature: float) -> float:
     return total / len(targets)
 
 
-def bin_of(confidence: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
+def bin_of(confidence: np.ndarray) -> np.ndarray:
     """Return the bin index of each confidence, int64 (N,); bins have equal width and include only their upper edge."""
-    edges = np.arange(1, num_bins) / num_bins
+    edges = np.arange(1, NUM_BINS) / NUM_BINS
     return np.searchsorted(edges, np.asarray(confidence, np.float64), side="left")
 
 
-def reliability(probs: Tensor, targets: Tensor, num_bins: int = NUM_BINS) -> pd.DataFrame:
+def reliability(probs: Tensor, targets: Tensor) -> pd.DataFrame:
     """Tabulate the probability of the most probable class by bins: low, high, photos, confidence (mean), accuracy.
 
     probs (N, C); targets int64 (N,), all known. Confidence and accuracy are NaN in an empty bin.
     """
     confidence, likeliest = (values.numpy() for values in probs.max(dim=1))
     right = likeliest == targets.numpy()
-    bins = bin_of(confidence, num_bins)
-    photos = np.bincount(bins, minlength=num_bins)
+    bins = bin_of(confidence)
+    photos = np.bincount(bins, minlength=NUM_BINS)
     with np.errstate(invalid="ignore"):
-        means = [np.bincount(bins, values, num_bins) / photos for values in (confidence.astype(float), right)]
-    low = np.arange(num_bins) / num_bins
+        means = [np.bincount(bins, values, NUM_BINS) / photos for values in (confidence.astype(float), right)]
+    low = np.arange(NUM_BINS) / NUM_BINS
     return pd.DataFrame(
-        {"low": low, "high": low + 1 / num_bins, "photos": photos, "confidence": means[0], "accuracy": means[1]}
+        {"low": low, "high": low + 1 / NUM_BINS, "photos": photos, "confidence": means[0], "accuracy": means[1]}
     )
 
 
@@ -154,16 +147,16 @@ def accuracy_by_coverage(confidence: np.ndarray, right: np.ndarray) -> tuple[np.
     return np.cumsum(mean[group]) / np.arange(1, len(order) + 1), sorted_confidence
 
 
-def coverage_table(confidence: np.ndarray, right: np.ndarray, coverages: tuple = COVERAGES) -> pd.DataFrame:
-    """Return one row per coverage: coverage, photos (rounded up), accuracy on them, threshold.
+def coverage_table(confidence: np.ndarray, right: np.ndarray) -> pd.DataFrame:
+    """Return one row for each of COVERAGES: coverage, photos (rounded up), accuracy on them, threshold.
 
     threshold: the counted photos have at least this confidence; others that equal it exactly would pass it, too.
     """
     accuracy, sorted_confidence = accuracy_by_coverage(confidence, right)
-    counts = [math.ceil(share * len(accuracy)) for share in coverages]
+    counts = [math.ceil(share * len(accuracy)) for share in COVERAGES]
     last = np.array(counts) - 1
     return pd.DataFrame(
-        {"coverage": coverages, "photos": counts, "accuracy": accuracy[last], "threshold": sorted_confidence[last]}
+        {"coverage": COVERAGES, "photos": counts, "accuracy": accuracy[last], "threshold": sorted_confidence[last]}
     )
 
 

@@ -111,10 +111,10 @@ def class_table(
     cells = confusions(targets.numpy(), predicted.numpy())
     wrong = cells[cells["true"] != cells["predicted"]]
     most = wrong.sort_values("photos", ascending=False, kind="stable").groupby("true").first()
-    taken = most.reindex(range(num_classes), fill_value=-1)["predicted"].to_numpy()
-    table["taken_for_id"] = [ids[code] if code >= 0 else "" for code in taken]
-    table["taken_for"] = [names[code] if code >= 0 else "" for code in taken]
-    table["taken_for_photos"] = most["photos"].reindex(range(num_classes), fill_value=0).to_numpy()
+    most = most.reindex(range(num_classes), fill_value=-1)
+    table["taken_for_id"] = [ids[code] if code >= 0 else "" for code in most["predicted"]]
+    table["taken_for"] = [names[code] if code >= 0 else "" for code in most["predicted"]]
+    table["taken_for_photos"] = most["photos"].clip(lower=0)
     return table.iloc[class_order(head, labels)].reset_index(drop=True)
 
 

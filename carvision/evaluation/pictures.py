@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,19 +10,9 @@ from torch import Tensor
 
 from carvision.evaluation.calibration import COVERAGES, accuracy_by_coverage, calibration_error
 from carvision.evaluation.predict import Predictions
+from carvision.reports import plots
 from carvision.reports.matrix import MAX_NAMED, SCALE_PX, Scale, Side, plot_matrix, shade
 from carvision.reports.photos import Row, Tile, plot_sheet, wrap_text
-from carvision.reports.plots import (
-    COLOURS,
-    FAINT,
-    TEXT,
-    create_panels,
-    draw_histogram,
-    draw_line,
-    draw_points,
-    finish,
-    label_axes,
-)
 
 # Reliability: bars, the gaps above and below them, the histogram
 BAR, ABOVE, BELOW, HISTOGRAM = "#4477aa", "#efbcc2", "#a98db0", "#9db8d2"
@@ -45,22 +34,22 @@ def plot_reliability(diagrams: dict[str, pd.DataFrame], title: str, file: Path) 
     diagrams: {heading: bins}, uncalibrated and with the temperature.
     """
     size = max(5.6, 4.3 * len(diagrams)), 5.2
-    figure, panels = create_panels(2, len(diagrams), *size, height_ratios=(3, 1), sharex=True)
+    figure, panels = plots.create_panels(2, len(diagrams), *size, height_ratios=(3, 1), sharex=True)
     for (heading, bins), (diagram, histogram) in zip(diagrams.items(), panels.T, strict=True):
         edges = [*bins["low"], bins["high"].iloc[-1]]
         accuracy, confidence = bins["accuracy"].fillna(0), bins["confidence"].fillna(0)  # of a bin without photos
         lower = np.minimum(accuracy, confidence)
-        draw_histogram(diagram, edges, accuracy, BAR, "accuracy")
-        draw_histogram(diagram, edges, (confidence - accuracy).clip(lower=0), ABOVE, "confidence above it", lower)
-        draw_histogram(diagram, edges, (accuracy - confidence).clip(lower=0), BELOW, "confidence below it", lower)
-        draw_line(diagram, (0, 1), (0, 1), FAINT, dashed=True, linewidth=1)
-        draw_histogram(histogram, edges, bins["photos"] / max(1, bins["photos"].sum()), HISTOGRAM)
-        label_axes(diagram, f"{heading}: ECE {100 * calibration_error(bins):.1f} %", grid="both", percent="xy")
-        label_axes(histogram, x="probability of the most probable class", percent="xy")
+        plots.draw_histogram(diagram, edges, accuracy, BAR, "accuracy")
+        plots.draw_histogram(diagram, edges, (confidence - accuracy).clip(lower=0), ABOVE, "confidence above it", lower)
+        plots.draw_histogram(diagram, edges, (accuracy - confidence).clip(lower=0), BELOW, "confidence below it", lower)
+        plots.draw_line(diagram, (0, 1), (0, 1), plots.FAINT, dashed=True, linewidth=1)
+        plots.draw_histogram(histogram, edges, bins["photos"] / max(1, bins["photos"].sum()), HISTOGRAM)
+        plots.label_axes(diagram, f"{heading}: ECE {100 * calibration_error(bins):.1f} %", grid="both", percent="xy")
+        plots.label_axes(histogram, x="probability of the most probable class", percent="xy")
         diagram.set(xlim=(0, 1), ylim=(0, 1))
     panels[0, 0].set_ylabel("accuracy")
     panels[1, 0].set_ylabel("photos")
-    finish(figure, title, file)
+    plots.finish(figure, title, file)
 
 
 def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, file: Path) -> None:
@@ -68,30 +57,21 @@ def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, f
 
     heads: {head: (confidence, right)}, each (N,).
     """
-    figure, [panels] = create_panels(1, 2, 9.0, 3.9)
+    figure, [panels] = plots.create_panels(1, 2, 9.0, 3.9)
     lowest = 1.0
-    for (head, (confidence, right)), colour in zip(heads.items(), itertools.cycle(COLOURS), strict=False):
+    for (head, (confidence, right)), colour in zip(heads.items(), itertools.cycle(plots.COLOURS), strict=False):
         accuracy, threshold = accuracy_by_coverage(confidence, right)
         share = np.arange(1, len(accuracy) + 1) / len(accuracy)
         indices = np.ceil(np.array(COVERAGES) * len(share)).astype(int) - 1
         for axes, values in zip(panels, (accuracy, threshold), strict=True):
-            draw_line(axes, share, values, colour, head, drawstyle="steps-pre")
-            draw_points(axes, share[indices], values[indices], colour, markersize=4)
+            plots.draw_line(axes, share, values, colour, head, drawstyle="steps-pre")
+            plots.draw_points(axes, share[indices], values[indices], colour, markersize=4)
         lowest = min(lowest, accuracy.min())
     for axes, what, limits in zip(panels, ("accuracy", "lowest probability"),
                                   ((max(0.0, lowest - 0.05), 1.005), (0, 1.02)), strict=True):  # fmt: skip
-        label_axes(axes, "", "share of photos, the most confident first", what, "both", percent="xy")
+        plots.label_axes(axes, "", "share of photos, the most confident first", what, "both", percent="xy")
         axes.set(xlim=(0, 1.01), ylim=limits)
-    finish(figure, title, file)
-
-
-class Pair(NamedTuple):
-    """Two classes, as codes, and how many photos of each are taken for the other."""
-
-    a: int
-    b: int
-    a_as_b: int
-    b_as_a: int
+    plots.finish(figure, title, file)
 
 
 def plot_confusion(
@@ -141,44 +121,39 @@ def plot_pairs(
     names: Sequence[str],
     predicted: Tensor,
     title: str,
-    crop_to_box: bool,
     file: Path,
 ) -> None:
     """Write a PNG with one row for each of the first pairs of `confused_pairs`.
 
     Shows the two most confident photos of each kind, with the probabilities of both classes. predicted int64 (N,).
     """
-    probs, known = predictions.probs(head).numpy(), predictions.known(head)
-    targets, boxes = predictions.targets[head], predictions.boxes if crop_to_box else None
+    probs, known, boxes = predictions.probs(head).numpy(), predictions.known(head), predictions.boxes
+    targets = predictions.targets[head]
     photos = np.bincount(targets[known].numpy(), minlength=len(names))
     rows = []
-    for pair in (Pair(*counts) for counts in pairs[list(Pair._fields)].iloc[:NUM_PAIRS].to_numpy().tolist()):
+    for a, b, a_as_b, b_as_a in pairs[["a", "b", "a_as_b", "b_as_a"]].iloc[:NUM_PAIRS].to_numpy().tolist():
         tiles: list[Tile | str] = []
-        for true, guess in ((pair.a, pair.a), (pair.a, pair.b), (pair.b, pair.a), (pair.b, pair.b)):
+        for true, guess in itertools.product((a, b), (a, b)):
             chosen = np.flatnonzero((known & (targets == true) & (predicted == guess)).numpy())
             of_kind: list[Tile | str] = [
                 Tile(
                     predictions.photo(photo),
-                    [(f"A {100 * probs[photo, pair.a]:.0f} %, B {100 * probs[photo, pair.b]:.0f} %", TEXT)],
+                    [(f"A {100 * probs[photo, a]:.0f} %, B {100 * probs[photo, b]:.0f} %", plots.TEXT)],
                     crop=None if boxes is None else boxes[photo],
                 )
                 for photo in chosen[np.argsort(-probs[chosen, guess], kind="stable")][:NUM_PHOTOS]
             ]
             of_kind = of_kind or ["none"]
             tiles += of_kind + [""] * (NUM_PHOTOS - len(of_kind))
-        rows.append(Row(tiles, _describe_pair(pair, names, photos)))
+        lines = []
+        for letter, code, other, mistaken in (("A", a, "B", a_as_b), ("B", b, "A", b_as_a)):
+            name = wrap_text(f"{letter}: {names[code]}", LEFT_PX, 9, "bold", max_lines=2)
+            lines += [(line, "bold") for line in name]
+            lines.append((f"{mistaken:,} of {photos[code]:,} taken for {other}", "normal"))
+        rows.append(Row(tiles, lines))
     if not rows:
         plot_sheet([Row([], [("No photo is mistaken for another class.", "normal")])], file, title)
         return
     starts = range(0, len(HEADINGS) * NUM_PHOTOS, NUM_PHOTOS)
     headings = dict(zip(starts, HEADINGS, strict=True))
     plot_sheet(rows, file, title, headings=headings, apart_px=dict.fromkeys(starts[1:], GROUP_PX))
-
-
-def _describe_pair(pair: Pair, names: Sequence[str], photos: np.ndarray) -> list[tuple[str, str]]:
-    """Return the names and counts of a pair, lines with their weights."""
-    lines = []
-    for letter, code, other, mistaken in (("A", pair.a, "B", pair.a_as_b), ("B", pair.b, "A", pair.b_as_a)):
-        name = wrap_text(f"{letter}: {names[code]}", LEFT_PX, 9, "bold", max_lines=2)
-        lines += [*((line, "bold") for line in name), (f"{mistaken:,} of {photos[code]:,} taken for {other}", "normal")]
-    return lines

@@ -1,10 +1,9 @@
-"""The predictions of an evaluation: the logits of a table's photos, computed by one process or by several together."""
+"""The outputs of a network for a table's photos, and the predictions of an evaluation, by one process or by several."""
 
-import logging
 import os
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -18,9 +17,7 @@ from carvision.data.packs.read import PackedPhoto, PackedPhotos
 from carvision.data.paths import file_of
 from carvision.data.table import BOX, UNKNOWN, Table
 from carvision.files.progress import show_progress
-from carvision.inference.predictor import Predictor, predict_items
-
-log = logging.getLogger(__name__)
+from carvision.inference.predictor import Batch, PixelNetwork, Predictor, predict_items
 
 
 class ReadingConfig(TypedDict):
@@ -36,8 +33,8 @@ class ReadingConfig(TypedDict):
 class Predictions:
     """Logits and targets of N photos, each once, all on the CPU.
 
-    paths: relative to root. boxes: float32 (N, 4), left, top, right, bottom in pixels, NaN for a photo without one;
-    None if the data have no boxes. logits {head: float32 (N, C)}, for a number (N, 1) in the label's unit. targets
+    paths: relative to root. boxes: float32 (N, 4), what the network saw, as Table has them, NaN for the whole photo;
+    None if it saw no boxes. logits {head: float32 (N, C)}, for a number (N, 1) in the label's unit. targets
     {head: int64 (N,), UNKNOWN if not known}, for a number {head: float32 (N,), NaN if not known}. valid bool (N,):
     False for an unreadable photo, which counts nowhere. temperature {head: float} of heads with classes: divides their
     logits before the softmax; 1 for a missing head. packed: the same photos, if they are in a pack.
@@ -73,6 +70,32 @@ def rank_and_world_size() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def boxes_of(table: Table, data: ReadingConfig) -> np.ndarray | None:
+    """Return the boxes to read, float32 (N, 4), NaN for a whole photo; None for whole photos alone."""
+    return table.rows[BOX].to_numpy(np.float32, copy=True) if data["crop_to_box"] and table.has_boxes else None
+
+
+def predict_rows(
+    network: PixelNetwork, table: Table, rows: Sequence[int] | np.ndarray, data: ReadingConfig, device: str, what: str
+) -> Iterator[Batch]:
+    """Yield the network's outputs for these rows of the table, batch by batch.
+
+    what: text of the progress bar, which the first of several processes shows. Raises InputError for an unusable photo
+    if on_bad_image is "error".
+    """
+    boxes = boxes_of(table, data)
+    items = ((table.photo(row), None if boxes is None else boxes[row]) for row in rows)
+    is_first = rank_and_world_size()[0] == 0
+    progress = show_progress(len(rows), 0, sys.stderr.isatty(), what) if is_first else nullcontext(lambda num: None)
+    with progress as advance:
+        for batch in predict_items(network, items, device, data["batch_size"], data["num_workers"]):
+            for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
+                if reason and data["on_bad_image"] == "error":
+                    raise unusable(photo, reason)
+            advance(len(batch.items))
+            yield batch
+
+
 def predict_table(
     predictor: Predictor, table: Table, targets: dict[str, Tensor], data: ReadingConfig, device: str, what: str
 ) -> tuple[Predictions | None, dict[str, str]]:
@@ -84,48 +107,27 @@ def predict_table(
     """
     rank, world_size = rank_and_world_size()
     rows = (table.packed.shard_by_shard() if table.packed else np.arange(len(table)))[rank::world_size]
-    boxes = table.rows[BOX].to_numpy(np.float32, copy=True) if data["crop_to_box"] and table.has_boxes else None
-    paths = table.rows["path"].tolist()
-    items = ((table.photo(row), None if boxes is None else boxes[row]) for row in rows)
     if device == "auto" and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     parts, reasons = [], []
-    with _progress(rank, len(rows), what) as advance:
-        for batch in predict_items(predictor, items, device, data["batch_size"], data["num_workers"]):
-            for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
-                if reason and data["on_bad_image"] == "error":
-                    raise unusable(photo, reason)
-            parts.append(batch.logits)
-            reasons += batch.reasons
-            advance(len(batch.items))
+    for batch in predict_rows(predictor, table, rows, data, device, what):
+        parts.append(batch.logits)
+        reasons += batch.reasons
     logits = {name: torch.cat([part[name] for part in parts]) for name in predictor.labels} if parts else {}
-    gathered = _gather((rows, logits, reasons), rank, world_size)
+    gathered: list | None = [(rows, logits, reasons)]
+    if world_size > 1:
+        gathered = [None] * world_size if rank == 0 else None
+        torch.distributed.gather_object((rows, logits, reasons), gathered)
     if gathered is None:
         return None, {}
     order = np.argsort(np.concatenate([part[0] for part in gathered]))
     whole = [part[1] for part in gathered if part[1]]
     logits = {name: torch.cat([part[name] for part in whole])[order] for name in predictor.labels}
     reasons = np.array([reason for part in gathered for reason in part[2]], object)[order]
+    paths = table.rows["path"].tolist()
     if reasons.all():
         raise none_usable(what, len(table), paths[0], reasons[0])
     bad = {paths[i]: reasons[i] for i in np.flatnonzero(reasons)}
-    counts = np.ones(len(table), bool) if data["on_bad_image"] == "blank" else ~reasons.astype(bool)
-    temperature = dict(predictor.temperature)
-    predictions = Predictions(
-        paths, table.root, boxes, logits, targets, torch.from_numpy(counts), temperature, table.packed
-    )
-    return predictions, bad
-
-
-def _gather(part: tuple, rank: int, world_size: int) -> list[tuple] | None:
-    """Return the parts of all processes, in the order of their ranks, on the first one; None on the others."""
-    if world_size == 1:
-        return [part]
-    parts: list[tuple] | None = [()] * world_size if rank == 0 else None
-    torch.distributed.gather_object(part, parts)
-    return parts
-
-
-def _progress(rank: int, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
-    """Show a progress bar, in the first process only."""
-    return show_progress(total, 0, sys.stderr.isatty(), what) if rank == 0 else nullcontext(lambda num: None)
+    valid = torch.from_numpy(np.ones(len(table), bool) if data["on_bad_image"] == "blank" else ~reasons.astype(bool))
+    boxes, temperature = boxes_of(table, data), dict(predictor.temperature)
+    return Predictions(paths, table.root, boxes, logits, targets, valid, temperature, table.packed), bad

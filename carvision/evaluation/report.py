@@ -22,7 +22,7 @@ from carvision.evaluation.metrics import (
     parent_names,
     share_within_parent,
 )
-from carvision.evaluation.pictures import plot_confusion, plot_coverage, plot_pairs, plot_reliability
+from carvision.evaluation.pictures import NUM_PAIRS, plot_confusion, plot_coverage, plot_pairs, plot_reliability
 from carvision.evaluation.predict import Predictions
 from carvision.files.atomic import file_stems, open_new, write_csv
 from carvision.inference.model_file import parents_of
@@ -64,7 +64,6 @@ class HeadResult:
     note: a line below the confusion matrix.
     """
 
-    head: str
     predicted: Tensor
     confidence: np.ndarray
     right: np.ndarray
@@ -72,7 +71,6 @@ class HeadResult:
     pairs: pd.DataFrame
     coverage: pd.DataFrame
     aurc: float
-    mistakes: int
     within_parent: float
     note: str
 
@@ -86,14 +84,12 @@ def write_evaluation(
     rule: str,
     title: str,
     notes: Sequence[str] = (),
-    crop_to_box: bool = False,
 ) -> dict:
     """Write results.txt, evaluation.{md,html}, the tables and the plots into the folder, and print the tables.
 
     Returns the content of evaluation.json, plain values. labels: {head: {"ids", "names", "parent", "parent_codes"}} or
     {head: {"unit", "mean", "std"}}, as in model.json. measured: their metrics, with the decoding rule `rule`. title:
-    one line, such as "stanford_cars_frozen on test". notes: shown below the title. crop_to_box: show photos as the
-    network saw them.
+    one line, such as "stanford_cars_frozen on test". notes: shown below the title.
 
     For each head with classes: per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png},
     reliability_<head>.png; for all of them coverage.png. A head without any known class has none.
@@ -106,35 +102,32 @@ def write_evaluation(
         pictures["Accuracy on the most confident photos"] = folder / "coverage.png"
         confidences = {head: (part.confidence, part.right) for head, part in results.items()}
         plot_coverage(confidences, f"{title}: accuracy on the most confident photos", folder / "coverage.png")
-    for part in results.values():
-        pictures |= write_head(predictions, labels, part, title, crop_to_box, folder)
+    stems = file_stems([head for head, label in labels.items() if "ids" in label])
+    for head, part in results.items():
+        _write_tables(predictions, labels, head, part, stems[head], folder)
+        pictures |= _draw_head(predictions, labels, head, part, title, stems[head], folder)
     tables = metric_tables(metrics, intervals, labels)
-    if parents_of(labels) and len(decodings) > 1:
+    if decodings:
         tables.append(decoding_table(decodings, rule))
     tables += calibration_tables(metrics, intervals, predictions.temperature, list(results))
     tables += coverage_tables(results)
     tables += [pairs_table(head, part.pairs, labels[head]["names"], part.note) for head, part in results.items()]
-    _write_texts(folder, title, [_photos_line(predictions), *notes], tables, pictures)
+    num_photos, num_unreadable = int(predictions.valid.sum()), int((~predictions.valid).sum())
+    left_out = f"; {num_unreadable:,} more could not be read and are left out" if num_unreadable else ""
+    _write_texts(folder, title, [f"{num_photos:,} photos{left_out}.", *notes], tables, pictures)
     return without_nan(
         {
-            "photos": int(predictions.valid.sum()),
-            "unreadable": int((~predictions.valid).sum()),
-            "figures": metrics,
-            "intervals": intervals,
+            "photos": num_photos, "unreadable": num_unreadable, "figures": metrics, "intervals": intervals,
             "bootstrap": {"samples": measured.num_samples, "seed": measured.seed, "level": LEVEL},
-            "decoding": rule,
-            "decodings": decodings,
+            "decoding": rule, "decodings": decodings,
             "temperature": {head: predictions.temperature.get(head, 1.0) for head in results},
             "coverage": {h: {"rows": p.coverage.to_dict("records"), "aurc": p.aurc} for h, p in results.items()},
-            "mistakes": {h: {"photos": p.mistakes, "within_parent": p.within_parent} for h, p in results.items()},
+            "mistakes": {
+                head: {"photos": int((~part.right).sum()), "within_parent": part.within_parent}
+                for head, part in results.items()
+            },
         }
-    )
-
-
-def _photos_line(predictions: Predictions) -> str:
-    unreadable = int((~predictions.valid).sum())
-    left_out = f"; {unreadable:,} more could not be read and are left out" if unreadable else ""
-    return f"{int(predictions.valid.sum()):,} photos{left_out}."
+    )  # fmt: skip
 
 
 def _write_texts(
@@ -155,51 +148,34 @@ def _write_texts(
 def head_results(predictions: Predictions, labels: dict[str, LabelDescription], rule: str) -> dict[str, HeadResult]:
     """Return the results of the heads with classes of which some photo's class is known. rule: the decoding rule."""
     heads = [head for head, label in labels.items() if "ids" in label]
-    predicted = decode({head: predictions.logits[head] for head in heads}, parents_of(labels), rule)
-    return {
-        head: _head_result(predictions, labels, head, predicted[head])
-        for head in heads
-        if predictions.known(head).any()
-    }
+    decoded, results = decode({head: predictions.logits[head] for head in heads}, parents_of(labels), rule), {}
+    for head in heads:
+        known, parent = predictions.known(head), labels[head].get("parent")
+        if not known.any():
+            continue
+        targets, guess = predictions.targets[head][known], decoded[head][known]
+        confidence = predictions.probs(head)[known].gather(1, guess[:, None])[:, 0].numpy()
+        right = (guess == targets).numpy()
+        cells = confusions(targets.numpy(), guess.numpy())
+        mistakes, within = int((~right).sum()), math.nan
+        note = f"{len(right):,} photos, {mistakes:,} mistakes ({100 * mistakes / len(right):.1f} %)"
+        if parent in labels:
+            within = share_within_parent(cells, labels[head]["parent_codes"])
+            note += f"; {100 * within:.1f} % of the mistakes stay within the true {parent}" if mistakes else ""
+        coverage, aurc = coverage_table(confidence, right), area_under_risk(confidence, right)
+        results[head] = HeadResult(
+            decoded[head], confidence, right, cells, confused_pairs(cells), coverage, aurc, within, f"{note}."
+        )
+    return results
 
 
-def _head_result(
-    predictions: Predictions, labels: dict[str, LabelDescription], head: str, predicted: Tensor
-) -> HeadResult:
-    known = predictions.known(head)
-    targets, guess = predictions.targets[head][known], predicted[known]
-    confidence = predictions.probs(head)[known].gather(1, guess[:, None])[:, 0].numpy()
-    right = (guess == targets).numpy()
-    cells = confusions(targets.numpy(), guess.numpy())
-    mistakes = int((~right).sum())
-    note = f"{len(right):,} photos, {mistakes:,} mistakes ({100 * mistakes / len(right):.1f} %)"
-    within, parent = math.nan, labels[head].get("parent")
-    if parent in labels:
-        within = share_within_parent(cells, labels[head]["parent_codes"])
-        note += f"; {100 * within:.1f} % of the mistakes stay within the true {parent}" if mistakes else ""
-    return HeadResult(
-        head, predicted, confidence, right, cells, confused_pairs(cells), coverage_table(confidence, right),
-        area_under_risk(confidence, right), mistakes, within, f"{note}.",
-    )  # fmt: skip
-
-
-def write_head(
-    predictions: Predictions,
-    labels: dict[str, LabelDescription],
-    part: HeadResult,
-    title: str,
-    crop_to_box: bool,
+def _draw_head(
+    predictions: Predictions, labels: dict[str, LabelDescription], head: str, part: HeadResult, title: str, stem: str,
     folder: Path,
-) -> dict[str, Path]:
-    """Write the head's files; return {title: picture}.
-
-    Files: per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png}, reliability_<head>.png, with the
-    head's name as in file_stems.
-    """
-    head = part.head
-    stem = file_stems([name for name, label in labels.items() if "ids" in label])[head]
+) -> dict[str, Path]:  # fmt: skip
+    """Draw the head's matrix, pairs and reliability into confusion, confused and reliability_<stem>.png; return
+    {title: file}."""
     names = labels[head]["names"]
-    _write_tables(predictions, labels, part, stem, folder)
     files = {kind: folder / f"{kind}_{stem}.png" for kind in ("confusion", "confused", "reliability")}
     order, parents = class_order(head, labels), parent_names(head, labels)
     rank_of = order.argsort()
@@ -207,23 +183,23 @@ def write_head(
     named = [names[i] for i in order], [parents[i] for i in order]
     plot_confusion(ordered, *named, f"{title}: {head}", part.note, files["confusion"])
     heading = f"{title}: the most confused pairs of {head}"
-    plot_pairs(part.pairs, predictions, head, names, part.predicted, heading, crop_to_box, files["confused"])
+    plot_pairs(part.pairs, predictions, head, names, part.predicted, heading, files["confused"])
     known = predictions.known(head)
     targets, temperature = predictions.targets[head][known], predictions.temperature.get(head, 1.0)
     diagrams = {"as it is": reliability(predictions.probs(head, calibrated=False)[known], targets)}
     if temperature != 1:
         diagrams[f"temperature {temperature:.3g}"] = reliability(predictions.probs(head)[known], targets)
     plot_reliability(diagrams, f"{title}: {head}, confidence and accuracy", files["reliability"])
-    words = {"confusion": "Confusion matrix", "confused": "Confused pairs", "reliability": "Confidence and accuracy"}
-    return {f"{words[kind]}, {head}": file for kind, file in files.items()}
+    titles = {"confusion": "Confusion matrix", "confused": "Confused pairs", "reliability": "Confidence and accuracy"}
+    return {f"{titles[kind]}, {head}": file for kind, file in files.items()}
 
 
 def _write_tables(
-    predictions: Predictions, labels: dict[str, LabelDescription], part: HeadResult, stem: str, folder: Path
+    predictions: Predictions, labels: dict[str, LabelDescription], head: str, part: HeadResult, stem: str, folder: Path
 ) -> None:
-    ids, names = (np.array(labels[part.head][kind], dtype=object) for kind in ("ids", "names"))
-    table = class_table(predictions, part.head, labels, part.predicted)
-    write_csv(folder / f"per_class_{stem}.csv", table)
+    """Write per_class, confusion and confused_<stem>.csv."""
+    ids, names = (np.array(labels[head][kind], dtype=object) for kind in ("ids", "names"))
+    write_csv(folder / f"per_class_{stem}.csv", class_table(predictions, head, labels, part.predicted))
     for kind, rows, columns in (("confusion", part.cells, ("true", "predicted")), ("confused", part.pairs, "ab")):
         named = {}
         for column in columns:
@@ -253,7 +229,7 @@ def metric_tables(
     heads = [head for head, label in labels.items() if "ids" in label and f"{head}/top1" in metrics]
     tables = _by_head("Metrics", heads, _cells(heads, SHOWN, metrics, intervals), BREAKS)
     if len(labels) > 1:
-        rows = [[words, cell(metrics, intervals, name)] for name, words in OF_ALL.items() if name in metrics]
+        rows = [[title, cell(metrics, intervals, name)] for name, title in OF_ALL.items() if name in metrics]
         tables.append(TextTable("All heads together", ["", "all heads"], rows))
     rows = [
         [f"{head}, {label['unit']}", *(cell(metrics, intervals, f"{head}/{name}") for name in ("mae", "rmse"))]
@@ -323,9 +299,9 @@ def decoding_table(decodings: dict[str, dict[str, float]], used: str) -> TextTab
     return TextTable("Decoding rules", header, rows)
 
 
-def pairs_table(head: str, pairs: pd.DataFrame, names: Sequence[str], note: str, num: int = 8) -> TextTable:
+def pairs_table(head: str, pairs: pd.DataFrame, names: Sequence[str], note: str) -> TextTable:
     """Return the first of `confused_pairs` as a table."""
-    counts = pairs[["a", "b", "a_as_b", "b_as_a"]].iloc[:num].to_numpy().tolist()
+    counts = pairs[["a", "b", "a_as_b", "b_as_a"]].iloc[:NUM_PAIRS].to_numpy().tolist()
     rows = [[names[a], names[b], f"{a_as_b:,}", f"{b_as_a:,}"] for a, b, a_as_b, b_as_a in counts]
     header = ["A", "B", "A taken for B", "B taken for A"]
     return TextTable(f"Most confused pairs of {head}", header, rows, notes=[note])

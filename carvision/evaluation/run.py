@@ -24,12 +24,11 @@ from carvision.evaluation.select import (
     select_split,
 )
 from carvision.files.atomic import atomic_file, write_csv, write_json
+from carvision.files.folders import output_folder
 from carvision.files.log import start_log
-from carvision.files.output_folder import output_folder
 from carvision.inference import model_file
 from carvision.inference.predictor import Predictor, choose_device
 from carvision.inference.rows import Layout, header, rows_of, to_text
-from carvision.inference.sources import Photo
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -55,18 +54,23 @@ def run(
     keep_freed_memory()
     rank, world_size = rank_and_world_size()
     start_log(None, quiet=rank > 0)
-    predictor = load_predictor([run, *ensemble], tta, temperature)
-    labels = _labels_of(predictor)
+    models = [model_file.load(path) for path in (run, *ensemble)]
+    for model in models if temperature == "none" else []:
+        model.temperature = dict.fromkeys(model.classes, 1.0)
+    predictor = Predictor(models, tta)
+    layout = Layout(predictor.class_ids, predictor.labels, true_heads=tuple(predictor.classes))
+    labels = {name: predictor.about["labels"][name] for name in predictor.labels}
     loss = evaluation_loss(predictor.about, predictor.averages)
     chosen = compose_data(predictor.about, overrides)
-    splits_files = [model_folder(path) / "splits.csv" for path in (run, *ensemble)]
+    folders = [model_file.find_model(path)[0] for path in (run, *ensemble)]
+    splits_files = [each / "splits.csv" for each in folders]
     all_photos, is_run_split = read_photos(chosen, list(labels), split, splits_files[0])
     table, matched = judged_photos(select_split(all_photos, split), labels, match, label)
     notes = [*matched.notes, *notes_on_seen_photos(table, split, splits_files)]
     for note in notes:
         log.warning("%s", note)
     choose_device(device)
-    parent = model_folder(run) / "evaluations"
+    parent = folders[0] / "evaluations"
     with output_folder(out, parent, "evaluate", f"{split}_") if rank == 0 else nullcontext() as folder:
         if world_size > 1:
             torch.distributed.init_process_group("gloo")
@@ -87,59 +91,35 @@ def run(
             torch.distributed.destroy_process_group()
         if predictions is None or folder is None:
             return None
+        write_predictions(folder / "predictions.csv", predictor, layout, predictions, bad)
+        write_problems(folder, bad, matched.unmatched)
+        predictions = replace(predictions, temperature=predictor.temperature)
         about = {
             "run": str(run), "ensemble": [str(path) for path in ensemble], "tta": tta, "split": split,
             "data": {"name": chosen.data["name"], "root": str(table.root)}, "num_photos": len(table), "notes": notes,
         }  # fmt: skip
-        write_predictions(folder / "predictions.csv", predictor, predictions, bad)
-        write_problems(folder, bad, matched.unmatched)
-        predictions = replace(predictions, temperature=predictor.temperature)
-        _write(folder, predictor, predictions, loss, about, chosen.data["crop_to_box"], samples)
+        _write_report(folder, predictions, labels, predictor.about["decoding"], loss, samples, about)
         return folder
 
 
-def _write(
+def _write_report(
     folder: Path,
-    predictor: Predictor,
     predictions: Predictions,
+    labels: dict[str, LabelDescription],
+    rule: str,
     loss: dict,
-    about: dict,
-    crop_to_box: bool,
     num_samples: int,
+    about: dict,
 ) -> None:
     """Compute the metrics, and write the tables, the pictures and evaluation.json, which begins with `about`."""
-    labels, rule = _labels_of(predictor), predictor.about["decoding"]
     losses, head_weights = photo_losses(predictions, labels, loss), head_weights_of(labels, loss)
     measured = measure(predictions, labels, rule, losses, head_weights, num_samples)
-    written = write_evaluation(
-        predictions, labels, folder, measured=measured, rule=rule, title=title_of(about), notes=about["notes"],
-        crop_to_box=crop_to_box,
-    )  # fmt: skip
+    others = f" with {len(about['ensemble'])} more" if about["ensemble"] else ""
+    views = f", views {about['tta']}" if about["tta"] != "none" else ""
+    title = f"{Path(about['run']).resolve().name}{others} on {about['data']['name']}, {about['split']}{views}"
+    notes = about["notes"]
+    written = write_evaluation(predictions, labels, folder, measured=measured, rule=rule, title=title, notes=notes)
     write_json(folder / "evaluation.json", {**about, **written})
-
-
-def _labels_of(predictor: Predictor) -> dict[str, LabelDescription]:
-    """Return the descriptions of the heads' labels, in the order of the heads."""
-    return {name: predictor.about["labels"][name] for name in predictor.labels}
-
-
-def load_predictor(runs: list[Path], tta: str, temperature: str) -> Predictor:
-    """Load the models of the runs; temperature "none" resets theirs to 1.
-
-    Raises InputError for models that don't fit together.
-    """
-    models = [model_file.load(path) for path in runs]
-    if temperature == "none":
-        for model in models:
-            model.temperature = dict.fromkeys(model.classes, 1.0)
-    predictor = Predictor(models, tta)
-    layout_of(predictor)  # refuses clashing column names before anything is predicted
-    return predictor
-
-
-def model_folder(run: Path) -> Path:
-    """Return the folder of a model that was given as a folder or as a file in it."""
-    return run if run.is_dir() else run.parent
 
 
 def judged_photos(
@@ -151,24 +131,13 @@ def judged_photos(
     return table.select(matched.judged), replace(matched, targets=targets)
 
 
-def title_of(about: dict) -> str:
-    """Return the title of an evaluation: the run, the data, the split, and what else was averaged."""
-    others = f" with {len(about['ensemble'])} more" if about["ensemble"] else ""
-    views = f", views {about['tta']}" if about["tta"] != "none" else ""
-    return f"{Path(about['run']).resolve().name}{others} on {about['data']['name']}, {about['split']}{views}"
-
-
-def layout_of(predictor: Predictor) -> Layout:
-    """Return the layout with the true classes. Raises InputError if two columns have the same name."""
-    return Layout(predictor.class_ids, predictor.labels, true_heads=tuple(predictor.classes))
-
-
-def write_predictions(file: Path, predictor: Predictor, predictions: Predictions, bad: dict[str, str]) -> None:
+def write_predictions(
+    file: Path, predictor: Predictor, layout: Layout, predictions: Predictions, bad: dict[str, str]
+) -> None:
     """Write one row per photo, as carvision.predict does: path, true class, predicted class, its id and probability.
 
     bad: {path: reason} of the unusable photos.
     """
-    layout = layout_of(predictor)
     codes = {head: predictions.targets[head].tolist() for head in predictor.classes}
     with atomic_file(file) as partial, partial.open("w", encoding="utf-8", newline="") as out:
         out.write(header(layout.columns, file.suffix))
@@ -179,8 +148,7 @@ def write_predictions(file: Path, predictor: Predictor, predictions: Predictions
                 for i in range(start, start + len(paths))
             ]
             logits = {head: values[start : start + CHUNK] for head, values in predictions.logits.items()}
-            photos, reasons = [Photo(path, path) for path in paths], [bad.get(path) for path in paths]
-            rows = rows_of(predictor, layout, photos, truths, logits, reasons)
+            rows = rows_of(predictor, layout, paths, truths, logits, [bad.get(path) for path in paths])
             out.write(to_text(rows, layout.columns, file.suffix))
 
 

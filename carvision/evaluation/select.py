@@ -46,13 +46,17 @@ class DataChoice:
     """The photos to read.
 
     is_run_data: the run was trained on these data, and they are split as for it. as_in_training: and they are read as
-    in training. root_given: data.root was given.
+    in training. root_given: data.root was given. Raises InputError for a batch size that only training can find.
     """
 
     data: ChosenData
-    is_run_data: bool
-    as_in_training: bool
-    root_given: bool
+    is_run_data: bool = False
+    as_in_training: bool = False
+    root_given: bool = False
+
+    def __post_init__(self):
+        if self.data["batch_size"] == "auto":
+            raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
 
 
 def compose_data(about: ModelDescription, overrides: list[str]) -> DataChoice:
@@ -82,8 +86,6 @@ def compose_data(about: ModelDescription, overrides: list[str]) -> DataChoice:
             config.data.crop_to_box = bool(own.get("crop_to_box"))
         data = OmegaConf.to_container(config.data, resolve=True)
     data = cast(ChosenData, checked({"data": data})["data"])
-    if data["batch_size"] == "auto":
-        raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
     keys = {override.key_or_group for override in parsed}
     same_split = not chosen and not any(key.startswith("data.split") for key in keys)
     return DataChoice(data, same_split, same_split and keys <= NEUTRAL, "data.root" in keys)
@@ -105,7 +107,6 @@ def _parse(overrides: list[str]) -> "list[Override]":
 
 
 def _check_key(config: DictConfig, given: "Override") -> None:
-    """Raise InputError for a key that the group lacks."""
     key = given.key_or_group
     parent = OmegaConf.select(config, key.rpartition(".")[0])
     # not `in parent`, which is false for a key whose value is mandatory
@@ -120,32 +121,32 @@ def read_photos(chosen: DataChoice, heads: list[str], split: str, splits_file: P
     The table is split if it has a split of its own or `split`, which may be "all", requires one. splits_file: path of
     the run's splits.csv; it may be missing.
     """
-    data = chosen.data
+    data, split_config = chosen.data, chosen.data["split"]
     table = build_table(data, annotations=data["crop_to_box"] or "viewpoint" in heads)
     if data["crop_to_box"] and not table.has_boxes:
-        log.warning(
-            "%s: the network was trained on the boxes of its photos, and these have none: whole photos are used",
-            table.name,
-        )
+        log.warning("%s: data.crop_to_box, and the photos have no boxes: whole photos are used", table.name)
     if chosen.is_run_data and splits_file.is_file():
         run_split = _apply_run_split(table, splits_file)
         if run_split is not None:
             return run_split
     is_unmoved_run_data = chosen.is_run_data and not chosen.root_given
-    split_config = data["split"]
     splits_merged = split_config["val_as_test"] or split_config.get("test_as_train", False)
     has_official_split = split_config["kind"] == "official" and not split_config["file"] and not splits_merged
     if not is_unmoved_run_data and (
         split == "all" or (split == "test" and has_official_split and (table.rows["split"] == "test").any())
     ):
         return table, None  # the data set's own test split; it need not have others
-    if data["split"]["kind"] == "kfold" and data["split"]["fold"] == "all" and not data["split"]["file"]:
+    if split_config["kind"] == "kfold" and split_config["fold"] == "all" and not split_config["file"]:
         raise InputError(
             "data.split.fold: all, and without the run's splits.csv the fold is not known; give the folder "
             "of the run, data.split.file=<its splits.csv>, or data.split.fold=<i>"
         )
-    split_table = build_split(table, data["split"], folds_of(data["split"])[0])
-    return split_table, True if is_unmoved_run_data else None
+    return split_data(table, data), True if is_unmoved_run_data else None
+
+
+def split_data(table: Table, data: ChosenData) -> Table:
+    """Split the table as the data group says; of several folds, by the first."""
+    return build_split(table, data["split"], folds_of(data["split"])[0])
 
 
 def select_split(table: Table, split: str) -> Table:
@@ -269,15 +270,14 @@ def _check_names(
 
 def _codes(head: str, label: Classes, described: LabelDescription, by: str) -> np.ndarray:
     """Return the model's code of each class of the data, UNKNOWN if it has none."""
-    model_values, data_values = (described["ids"], label.ids) if by == "id" else (described["names"], label.names)
-    fold = nfc if by == "id" else lambda name: nfc(name).casefold()
-    sides = (model_values, data_values)
-    counts = [Counter(map(fold, side)) for side in sides]
-    repeated = sorted(value for each in counts for value, count in each.items() if count > 1)
+    sides = [list(map(nfc, side)) for side in (described["ids"], label.ids)]
+    if by == "name":
+        sides = [[nfc(name).casefold() for name in side] for side in (described["names"], label.names)]
+    repeated = sorted(value for side in sides for value, count in Counter(side).items() if count > 1)
     if repeated:  # ids never repeat
         raise InputError(f"--match name: the name {repeated[0]!r} of {head} stands for several classes; match by id")
-    index_of = {fold(value): i for i, value in enumerate(model_values)}
-    return np.array([index_of.get(fold(value), UNKNOWN) for value in data_values], np.int64)
+    index_of = {value: i for i, value in enumerate(sides[0])}
+    return np.array([index_of.get(value, UNKNOWN) for value in sides[1]], np.int64)
 
 
 def _match_notes(

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from carvision.errors import InputError, one_line
 from carvision.exports.shared import (
     atomic_export,
+    difference_from,
     input_and_output,
-    largest_difference,
     public_about,
     random_images,
     require_agreement,
@@ -35,12 +36,7 @@ def export_torch(model: LoadedClassifier, path: Path) -> str:
     with atomic_export(path) as partial:
         about = json.dumps(public_about(model.about))
         torch.export.save(trace(model), partial, extra_files={"model.json": about})
-        loaded = torch.export.load(partial).module()
-        difference = 0.0
-        for num in (1, 3):
-            images = random_images(num, model.preprocessing.size_px)
-            with torch.no_grad():
-                difference = max(difference, largest_difference(model(images), loaded(images)))
+        difference = difference_from(model, torch.export.load(partial).module())
         require_agreement(difference, TORCH_EXPORT_TOLERANCE, path.name)
     return (
         f"torch.export: {', '.join(model.labels)} from batches of any size, with torch alone; "
@@ -114,12 +110,11 @@ def _check_onnx(model: LoadedClassifier, path: Path) -> str:
         reason = "is not installed" if missing else f"can't be imported ({one_line(error, 120)})"
         return f"not verified: onnxruntime {reason} (pip install 'carvision[onnx]')"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    difference = 0.0
-    for num in (1, 3):
-        images = random_images(num, model.preprocessing.size_px)
+
+    def run(images: Tensor) -> dict[str, Tensor]:
         outputs = session.run(list(model.labels), {"images": images.numpy()})
-        theirs = {name: torch.from_numpy(values) for name, values in zip(model.labels, outputs, strict=True)}
-        with torch.no_grad():
-            difference = max(difference, largest_difference(model(images), theirs))
+        return {name: torch.from_numpy(values) for name, values in zip(model.labels, outputs, strict=True)}
+
+    difference = difference_from(model, run)
     require_agreement(difference, ONNX_TOLERANCE, path.name)
     return f"relative difference from the run's logits, in onnxruntime: {difference:.1e}"

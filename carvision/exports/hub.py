@@ -11,13 +11,12 @@ from typing import TypeGuard
 
 import jinja2
 import timm
-import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from carvision.errors import one_line
-from carvision.exports.shared import atomic_export, largest_difference, public_about, random_images, require_agreement
-from carvision.exports.timm import TOLERANCE, chosen_head, export_timm, in_timm, require_in_timm
+from carvision.exports.shared import atomic_export, difference_from, public_about, require_agreement
+from carvision.exports.timm import TOLERANCE, export_timm, in_timm
 from carvision.inference import model_file
 from carvision.inference.description import ModelDescription
 from carvision.inference.model_file import LoadedClassifier
@@ -44,23 +43,17 @@ def export_hub(model: LoadedClassifier, source: Path, folder: Path, head: str | 
     pretrained=True)` finds it. source: the folder that the model was loaded from; its splits.csv, if any, is summarised
     in the card. head: timm's classifier, see export_timm.
     """
-    chosen_head(model, head)  # refuses a wrong --head before anything is written
-    if head is not None:
-        require_in_timm(model)
     weights = model.about.get("weights", {}).get("file", model_file.WEIGHTS)
     with atomic_export(folder) as partial:
         partial.mkdir()
         shutil.copyfile(source / weights, partial / weights)
         model_file.write_description(partial, public_about(model.about))
         timm_part = f"no timm form: timm lacks {model.description['backbone']}"
-        if in_timm(model):
+        if head is not None or in_timm(model):
             timm_part = _add_timm_form(model, partial, head)
         card = model_card(model, source / "splits.csv", partial / "timm" / "config.json")
         (partial / "README.md").write_text(card, encoding="utf-8")
-        images = random_images(2, model.preprocessing.size_px)
-        with torch.no_grad():
-            difference = largest_difference(model(images), model_file.load(partial)(images))
-        require_agreement(difference, TOLERANCE, folder.name)
+        require_agreement(difference_from(model, model_file.load(partial)), TOLERANCE, folder.name)
     return f"hub: model.safetensors, model.json, a card whose licence you fill in; {timm_part}"
 
 
@@ -68,19 +61,15 @@ def _add_timm_form(model: LoadedClassifier, folder: Path, head: str | None) -> s
     """Write timm/ and return its description; a failure is only reported unless a head was requested."""
     try:
         description = f"timm/: {export_timm(model, folder / 'timm', head)}"
-        _point_to_timm(folder)
-        return description
     except Exception as error:  # timm's networks raise various types
         if head is not None:
             raise
         return f"no timm form: {one_line(error, 200)}"
-
-
-def _point_to_timm(folder: Path) -> None:
-    """Copy timm/config.json to the top, where timm looks for it, and let it name the weights in timm/."""
+    # At the top, where timm looks for it, and naming the weights in timm/
     config = json.loads((folder / "timm" / "config.json").read_text(encoding="utf-8"))
     config["pretrained_cfg"]["hf_hub_filename"] = "timm/model.safetensors"
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return description
 
 
 def model_card(model: LoadedClassifier, splits: Path, timm_config: Path) -> str:
@@ -120,18 +109,12 @@ def _front_matter(about: ModelDescription, data: str, has_timm_form: bool) -> st
     for key, value in about.get("metrics", {}).get(split, {}).items():
         head, _, metric = key.rpartition("/")
         if metric in METRICS and (head in about["labels"] or key == "joint/top1") and _is_number(value):
-            results.append(
-                EvalResult(
-                    task_type="image-classification",
-                    task_name="Image classification",
-                    dataset_type=_slug(data),
-                    dataset_name=data,
-                    dataset_split=split,
-                    metric_type=METRICS[metric][0],
-                    metric_name=JOINT.get(key, key),
-                    metric_value=round(float(value), 6),
-                )
-            )
+            result = EvalResult(
+                task_type="image-classification", task_name="Image classification", dataset_type=_slug(data),
+                dataset_name=data, dataset_split=split, metric_type=METRICS[metric][0],
+                metric_name=JOINT.get(key, key), metric_value=round(float(value), 6),
+            )  # fmt: skip
+            results.append(result)
     return ModelCardData(
         library_name="carvision",
         license="unknown",

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -55,7 +55,7 @@ def input_and_output(model: LoadedClassifier) -> dict:
     labels = model.about["labels"]
     return {
         **model.preprocessing.as_dict(),
-        "crop_to_box": bool(model.crop_to_box),
+        "crop_to_box": model.crop_to_box,
         "classes": model.classes,
         "class_ids": model.class_ids,
         "parents": {child: [parent, codes.tolist()] for child, (parent, codes) in model.parents.items()},
@@ -119,6 +119,13 @@ def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> fl
         scale = values.abs().max().clamp(min=1e-6)
         largest = max(largest, ((values - theirs[name]).abs().max() / scale).item())
     return largest
+
+
+@torch.no_grad()
+def difference_from(model: LoadedClassifier, run: Callable[[Tensor], dict[str, Tensor]]) -> float:
+    """Return the largest_difference between the logits of the model and those of `run`, for one image and for three."""
+    batches = (random_images(num, model.preprocessing.size_px) for num in (1, 3))
+    return max(largest_difference(model(images), run(images)) for images in batches)
 
 
 def require_agreement(difference: float, allowed: float, what: str) -> None:

@@ -29,7 +29,11 @@ def export_timm(model: LoadedClassifier, folder: Path, head: str | None = None) 
     pooled features; without such a head only the backbone is written. Raises InputError for a network that only
     carvision has, a head that can't be the classifier, and if the folder disagrees with the run.
     """
-    architecture, arguments = require_in_timm(model)
+    found = in_timm(model)
+    if found is None:
+        name = model.description["backbone"]
+        raise InputError(f"--format timm: timm lacks the network {name}; use --format onnx or torch-export")
+    architecture, arguments = found
     head = chosen_head(model, head)
     network = _with_classifier(model, architecture, arguments, head) if head else None
     if network is None:
@@ -37,7 +41,9 @@ def export_timm(model: LoadedClassifier, folder: Path, head: str | None = None) 
     what = _content_line(model, head)
     with atomic_export(folder) as partial:
         partial.mkdir()
-        (partial / "model.safetensors").write_bytes(save(_plain_tensors(network), {"format": "pt"}))
+        # Each tensor in memory of its own, as safetensors requires
+        tensors = {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
+        (partial / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
         config = _config(model, network, architecture, arguments, head, what)
         (partial / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
         difference = _difference(model, timm.create_model(f"local-dir:{partial}", pretrained=True).eval(), head)
@@ -45,15 +51,6 @@ def export_timm(model: LoadedClassifier, folder: Path, head: str | None = None) 
     others = [name for name in linear_heads(model) if name != head]
     more = f" (--head chooses another: {', '.join(others)})" if head and others else ""
     return f"timm, {architecture}: {what}{more}; relative difference from the run's outputs: {difference:.1e}"
-
-
-def require_in_timm(model: LoadedClassifier) -> tuple[str, dict]:
-    """Return the architecture and its arguments, as in_timm does. Raises InputError if timm lacks the network."""
-    found = in_timm(model)
-    if found is None:
-        name = model.description["backbone"]
-        raise InputError(f"--format timm: timm lacks the network {name}; use --format onnx or torch-export")
-    return found
 
 
 def in_timm(model: LoadedClassifier) -> tuple[str, dict] | None:
@@ -136,11 +133,6 @@ def _without_classifier(model: LoadedClassifier, architecture: str, arguments: d
             f"--format timm: {differing[0]} is not the same in timm's {architecture}; use --format torch-export"
         )
     return network
-
-
-def _plain_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights, each in memory of its own, as safetensors requires."""
-    return {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
 
 
 def _features_are_the_runs(model: LoadedClassifier) -> bool:

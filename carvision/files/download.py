@@ -4,10 +4,10 @@ import contextlib
 import hashlib
 import http.client
 import os
-import queue
 import threading
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,22 +57,18 @@ def download(url: str, file: Path, md5: str) -> bool:
 def answer_within(seconds: float, ask: Callable[[], T]) -> T:
     """Return, or raise, what ask() does, but raise TimeoutError after so many seconds, whatever it is waiting for:
     name resolution, a proxy, or bytes that arrive one by one."""
-    answers: queue.SimpleQueue = queue.SimpleQueue()
+    future: Future[T] = Future()
 
     def answer() -> None:
         try:
-            answers.put((ask(), None))
+            future.set_result(ask())
         except Exception as error:
-            answers.put((None, error))
+            future.set_exception(error)
 
-    threading.Thread(target=answer, daemon=True).start()  # does not delay the end of the process
-    try:
-        value, error = answers.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if error:
-        raise error
-    return value
+    threading.Thread(target=answer, daemon=True).start()  # does not delay the end of the process, as an executor would
+    if not wait([future], seconds).done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return future.result()
 
 
 def _fetch(url: str, part: Path) -> str:

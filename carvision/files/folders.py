@@ -1,18 +1,21 @@
-"""Create a command's output folder, and recognise folders and files of carvision before anything there is replaced."""
+"""Create and fill the folder of a command's output, and recognise what is carvision's before anything is replaced."""
 
+import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
 
 from carvision.errors import InputError
-from carvision.files.atomic import PARTIAL, refuse_link_out
+from carvision.files.atomic import PARTIAL, refuse_link_out, write_text
+from carvision.files.locks import LOCK, lock_folder
+
+log = logging.getLogger(__name__)
 
 PROGRAM = "carvision"  # value of "Software" in the pictures that save_figure writes
-LOCK = ".lock"
 LAST, BEST = "last.ckpt", "best.ckpt"  # in a run's checkpoints/
 PREVIOUS = "previous.ckpt"  # the one before LAST, of runs of earlier versions
 CONFIG = "config.yaml"
@@ -24,6 +27,18 @@ BEGINNING = (
     f"checkpoints/{BEST}{PARTIAL}", f"checkpoints/{LAST}{PARTIAL}", "profile.txt", "profile/*.trace.json.gz",
     "tensorboard/hparams.yaml", "tensorboard/events.out.tfevents.*",
 )  # fmt: skip
+
+MARK = ".unfinished"  # holds the command's name while the folder is being filled
+# Patterns of the files that each command writes
+WRITTEN = {
+    "evaluate": (
+        "evaluation.*", "predictions.csv", "bad_images.csv", "unmatched.csv", "results.txt", "coverage.png",
+        "per_class_*.csv", "confusion_*.*", "confused_*.*", "reliability_*.png",
+    ),
+    "embeddings": ("embeddings.*", "index.csv"),
+    "retrievals": ("retrieval.json", "knn.csv", "per_class.csv", "neighbours.*"),
+    "verifications": ("verification.*", "pairs_*.csv", "roc.png"),
+}  # fmt: skip
 
 
 def cache_folder() -> Path:
@@ -62,6 +77,40 @@ def claim_folder(
             named = shorten(str(folder))
             raise InputError(f"{key}: {named} can't be made ({error.strerror}); choose another with {key}") from None
     raise InputError(f"{key}: no free name left beside {folder}")
+
+
+@contextmanager
+def output_folder(wanted: Path | None, parent: Path, command: str, prefix: str = "") -> Iterator[Path]:
+    """Yield the folder to fill: `wanted`, or a new one below `parent` (see claim_folder). It is locked meanwhile.
+
+    command: a key of WRITTEN. If the same command was killed in `wanted`, the files that it wrote, perhaps with other
+    options, are removed first. After an error before anything was written, the folder is removed. Raises InputError for
+    a folder that holds anything else, also a finished output, or that another process is filling.
+    """
+    again = False
+    with suppress(OSError, ValueError):
+        again = wanted is not None and (wanted / MARK).read_text(encoding="utf-8") == command
+    folder = wanted if wanted and again else claim_folder(wanted, parent, prefix, "--out", (LOCK, f"{MARK}{PARTIAL}"))
+    lock = lock_folder(folder, f"--out: another command is writing into {folder} now; wait for it, or give another")
+    try:
+        if again:
+            log.info("%s was left unfinished by an earlier start; beginning anew in it", folder)
+            for pattern in WRITTEN[command]:
+                for file in [*folder.glob(pattern), *folder.glob(f"{pattern}{PARTIAL}")]:
+                    file.unlink(missing_ok=True)
+        write_text(folder / MARK, command)
+        yield folder
+        (folder / MARK).unlink()
+        (folder / LOCK).unlink(missing_ok=True)
+    except BaseException:
+        if not any(path.name not in (MARK, LOCK) for path in folder.iterdir()):
+            (folder / MARK).unlink(missing_ok=True)
+            (folder / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # another process has put something there
+                folder.rmdir()
+        raise
+    finally:
+        lock.close()
 
 
 def shorten(text: str) -> str:

@@ -14,7 +14,6 @@ from typing import IO
 
 from carvision.errors import InputError
 from carvision.files.atomic import open_kept
-from carvision.files.folders import LOCK
 
 try:
     import fcntl
@@ -22,6 +21,8 @@ except ImportError:  # Windows
     fcntl = None
 
 log = logging.getLogger(__name__)
+
+LOCK = ".lock"  # in the locked folder
 
 
 def try_lock(opened: IO) -> bool:

@@ -30,12 +30,13 @@ def show_bar(
         speed = [rich.MofNCompleteColumn(), rich.TextColumn("{task.fields[rate]}")]
     time_column = rich.TimeElapsedColumn() if total is None else rich.TimeRemainingColumn()
     columns = (rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), *speed, time_column)
-    rate = _rate()
+    start = time.monotonic()
     with rich.Progress(*columns, console=Console(stderr=True), transient=not keep) as progress:
         task = progress.add_task(what, total=total, completed=done, rate="")
 
         def advance(num: int, what: str | None = None) -> None:
-            progress.update(task, advance=num, description=what, rate=f"{rate(num)} a second")
+            rate = _rate(progress.tasks[0].completed + num - done, start)
+            progress.update(task, advance=num, description=what, rate=f"{rate} a second")
 
         yield advance
 
@@ -52,27 +53,20 @@ def show_progress(total: int | None, done: int, bar: bool, what: str = "photos")
         yield advance
 
 
-def _lines(total: int | None, done: int) -> Callable[[int], None]:
-    rate = _rate()
-    last = time.monotonic()
+def _lines(total: int | None, done_before: int) -> Callable[[int], None]:
+    done, start = 0, time.monotonic()
+    last = start
 
     def advance(num: int) -> None:
         nonlocal done, last
         done += num
-        speed = rate(num)
         if time.monotonic() - last > LOG_EVERY_S:
             last = time.monotonic()
-            log.info("%s%s photos, %s a second", f"{done:,}", "" if total is None else f" of {total:,}", speed)
+            of_total = "" if total is None else f" of {total:,}"
+            log.info("%s%s photos, %s a second", f"{done_before + done:,}", of_total, _rate(done, start))
 
     return advance
 
 
-def _rate() -> Callable[[int], str]:
-    start, done = time.monotonic(), 0
-
-    def rate(num: int) -> str:
-        nonlocal done
-        done += num
-        return f"{done / max(1e-9, time.monotonic() - start):,.0f}"
-
-    return rate
+def _rate(done: int | float, start: float) -> str:
+    return f"{done / max(1e-9, time.monotonic() - start):,.0f}"

@@ -10,6 +10,7 @@ from carvision.config.validators import (
     MAX_JSON_BYTES,
     Check,
     check_parent,
+    flag,
     list_of,
     mapping,
     mapping_of,
@@ -57,8 +58,8 @@ class ModelDescription(TypedDict):
 
 
 _any_text: Check = lambda value: None if isinstance(value, str) else "a text"  # noqa: E731 - a class may have no name
-_flag = ALLOWED["data.crop_to_box"]
 _layers = {key.rpartition(".")[2]: check for key, check in ALLOWED.items() if key.startswith("model.trunk.")}
+_with_layers = ("network.trunk", "network.embedding.layers", "network.embedding.difference", "network.heads.*.layers")
 
 # Dotted keys, where "*" stands for any one name
 FIELDS: dict[str, Check] = {
@@ -67,24 +68,18 @@ FIELDS: dict[str, Check] = {
     "network.backbone": text,
     "network.backbone_kwargs": mapping,
     "network.pool": ALLOWED["model.pool"],
-    "network.trunk": mapping,
-    **{f"network.trunk.{key}": check for key, check in _layers.items()},
+    **dict.fromkeys(_with_layers, mapping),
+    **{f"{part}.{key}": check for part in _with_layers for key, check in _layers.items()},
     "network.neck": mapping,
     "network.neck.blocks": ALLOWED["model.neck"],
     "network.neck.dropout": ALLOWED["model.neck_dropout"],
     "network.neck.attention_reduction": ALLOWED["model.attention_reduction"],
     "network.neck.se_reduction": ALLOWED["model.se_reduction"],
     "network.embedding": mapping,
-    "network.embedding.layers": mapping,
-    **{f"network.embedding.layers.{key}": check for key, check in _layers.items()},
-    "network.embedding.difference": mapping,
-    **{f"network.embedding.difference.{key}": check for key, check in _layers.items()},
     "network.embedding.proxies_per_class": whole(0, 100),
     "network.embedding.num_classes": whole(0),
     "network.heads": mapping_of(mapping),
     "network.heads.*": mapping,
-    "network.heads.*.layers": mapping,
-    **{f"network.heads.*.layers.{key}": check for key, check in _layers.items()},
     "labels": mapping_of(mapping),
     "labels.*": mapping,
     "labels.*.ids": list_of(text),
@@ -101,7 +96,7 @@ FIELDS: dict[str, Check] = {
     "preprocessing.interpolation": one_of("bilinear", "bicubic", "lanczos"),
     "preprocessing.resize": ALLOWED["data.resize"],
     "decoding": ALLOWED["model.decoding"],
-    "crop_to_box": _flag,
+    "crop_to_box": flag,
     "temperature": mapping_of(number(0, above=True)),
     "weights": mapping,
     "weights.kind": one_of("raw", "averaged"),
@@ -112,11 +107,11 @@ FIELDS: dict[str, Check] = {
     "config": mapping,
     "versions": mapping_of(_any_text),
 }
-REQUIRED = (
-    ("format",), ("network",), ("labels",), ("preprocessing",), ("decoding",),
-    ("network", "backbone"), ("network", "heads"), ("network", "trunk"),
-    ("preprocessing", "size_px"), ("preprocessing", "mean"), ("preprocessing", "std"),
-)  # fmt: skip
+REQUIRED = {
+    "": ("format", "network", "labels", "preprocessing", "decoding"),
+    "network": ("backbone", "heads", "trunk"),
+    "preprocessing": ("size_px", "mean", "std"),
+}
 # The keys of "config" and "metrics" that are read; others may come from any version of carvision
 GROUPS = {"config": ("data", "model", "loss", "callbacks"), "metrics": ("train", "val", "test")}
 HUGE = 1e30  # above anything that is counted or measured here, and within float32
@@ -136,20 +131,21 @@ def read_description(file: Path) -> ModelDescription:
     if not isinstance(described, dict) or "format" not in described:
         raise InputError(f"{file}: was not written by carvision; give the folder of a run that has finished")
     version = described["format"]
-    if FIELDS["format"](version) is None and version > FORMAT:
+    is_number = whole(1)(version) is None
+    if is_number and version > FORMAT:
         raise InputError(
             f"{file}: format {shown(version)} is newer than {FORMAT}, the newest that carvision "
             f"{carvision.__version__} knows; update carvision"
         )
     if "sha256" not in described:
         raise InputError(f"{file}: sha256 is missing; the model is damaged or was changed by hand")
-    if FIELDS["format"](version) is None and version < FORMAT:
-        described |= {"format": FORMAT, "network": without_doubled(described.get("network"))}
+    if is_number and version < FORMAT:
+        described |= {"format": FORMAT, "network": stored_network(described.get("network"))}
     check_description(described, file)
     return cast(ModelDescription, described)
 
 
-def without_doubled(network: Any) -> Any:
+def stored_network(network: Any) -> Any:
     """Return a Classifier's description without what labels and preprocessing hold, too, as model.json stores it."""
     if not isinstance(network, dict) or not isinstance(network.get("heads"), dict):
         return network
@@ -188,7 +184,10 @@ def check_description(described: dict, file: Path) -> None:
     try:
         _check_numbers(described)
         _check_fields(described)
-        _check_required(described)
+        for part, keys in REQUIRED.items():
+            for key in keys:
+                if key not in (described[part] if part else described):
+                    raise InputError(f"{part}{'.' if part else ''}{key} is missing")
         _check_groups(described)
         _check_network(described["network"])
         _check_heads(described["network"]["heads"], described["labels"])
@@ -229,15 +228,6 @@ def _check_fields(values: dict, prefix: str = "", pattern: str = "") -> None:
             _check_fields(value, f"{prefix}{key}.", f"{field}.")
 
 
-def _check_required(described: dict) -> None:
-    for *parents, key in REQUIRED:
-        inner = described
-        for parent in parents:
-            inner = inner[parent]
-        if key not in inner:
-            raise InputError(f"{'.'.join([*parents, key])} is missing")
-
-
 def _check_groups(described: dict) -> None:
     for part, groups in GROUPS.items():
         for group in groups:
@@ -245,8 +235,8 @@ def _check_groups(described: dict) -> None:
             if mapping(value):
                 raise InputError(f"{part}.{group}: {shown(value)} is not {mapping(value)}")
     cropped = described.get("config", {}).get("data", {}).get("crop_to_box", False)
-    if _flag(cropped):
-        raise InputError(f"config.data.crop_to_box: {shown(cropped)} is not {_flag(cropped)}")
+    if flag(cropped):
+        raise InputError(f"config.data.crop_to_box: {shown(cropped)} is not {flag(cropped)}")
 
 
 def _check_network(network: dict) -> None:

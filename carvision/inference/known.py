@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePath
-from types import MappingProxyType
 
 from carvision.data.packs.remote import is_url
 from carvision.data.paths import nfc, text_of_path
@@ -35,7 +34,7 @@ class TrueClasses:
 
     def __init__(
         self, class_ids: dict, class_names: dict, parents: dict, heads: list[str], from_folders: bool,
-        rest: Mapping[str, int] = MappingProxyType({}),
+        rest: Mapping[str, int] = {},
     ):  # fmt: skip
         self.rest = rest
         # Parents first, as they distinguish children of the same name

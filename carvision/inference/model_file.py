@@ -5,8 +5,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -30,18 +29,20 @@ from carvision.inference.description import (
     network_of,
     read_description,
     read_json,
+    stored_network,
     values_within,
-    without_doubled,
 )
 from carvision.models.backbones import create_backbone, read_pickled, tensor_shapes
 from carvision.models.classifier import Classifier, NetworkDescription, classifier_from
-from carvision.models.decoding import decode
+from carvision.models.decoding import decode, probs_of
 from carvision.models.limits import Limits, WithoutValues
 
 if TYPE_CHECKING:  # it imports pandas
     from carvision.data.table import LabelDescription
 
 log = logging.getLogger(__name__)
+
+PhotoInput = str | os.PathLike | PIL.Image.Image
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 SMALL_LAYER = 1_000_000  # values
@@ -50,7 +51,13 @@ LARGEST_NUMBER = 10_000  # in backbone_kwargs, for any size of weights: a rotary
 
 
 class LoadedClassifier(Classifier):
-    """A Classifier with what load() adds to it, for type checkers and editors. It has no instances."""
+    """A trained Classifier, as load() returns it: also with the classes, the preprocessing and the run's description.
+
+    classes, class_ids: {head: names and ids, in the order of the logits}; names may repeat. parents: {child: (parent,
+    codes)}, where codes[i] is the parent's class of the child's class i: each model's make. temperature: {head: T}.
+    crop_to_box: whether it was trained on the part of a photo inside its box. about: the contents of model.json, plain
+    values; "config", "metrics" and "versions" are {} if it has none.
+    """
 
     classes: dict[str, list[str]]
     class_ids: dict[str, list[str]]
@@ -59,9 +66,48 @@ class LoadedClassifier(Classifier):
     preprocessing: Preprocessing
     crop_to_box: bool
     about: ModelDescription
-    transform: Callable[..., Tensor]
-    decode: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-    probs: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+    def transform(self, image: PIL.Image.Image, box: Sequence[float] | None = None) -> Tensor:
+        """Convert a PIL image to the network's input, float (3, size_px, size_px), preprocessed as in training.
+
+        box: left, top, right, bottom in pixels, the part to use, for a network that was trained on boxes. Raises
+        BadImage.
+        """
+        region = None if box is None else np.asarray(box, np.float32)
+        pixels = decode_image(image, self.preprocessing, region).float() / 255
+        of_channels = (self.preprocessing.mean, self.preprocessing.std)
+        mean, std = (torch.from_numpy(np.array(values, np.float32))[:, None, None] for values in of_channels)
+        return (pixels - mean) / std
+
+    def decode(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the predicted classes, {head: int64 (B,)}, by the run's decoding rule; of heads with several."""
+        parents = {name: (parent, codes.to(logits[name].device)) for name, (parent, codes) in self.parents.items()}
+        several = {name: values for name, values in logits.items() if values.shape[1] > 1}
+        return decode(several, parents, self.about["decoding"])
+
+    def probs(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return softmax(logits / temperature), {head: float32 (B, C)}, of the heads with classes."""
+        return probs_of(logits, self.temperature)
+
+    def predict(self, photos: Iterable[PhotoInput], boxes: Iterable | None = None, top: int = 1) -> list[dict]:
+        """Predict the classes of photos, as plain Python values, in this thread alone: for an app or a web service.
+
+        photos: paths or PIL images; a JPEG that Image.open has not decoded yet is decoded at the size needed, as by
+        transform. boxes: for each photo left, top, right, bottom in pixels of the upright photo, or None for all of it;
+        for a model that was trained on boxes. Computes where the model is: model.to("cuda") moves it to a GPU.
+
+        Returns a dict for each photo, in order:
+            {"path": "a.jpg",                    None for a PIL image
+             "make": [{"id": "3", "name": "Audi", "prob": 0.97}, ...],   a list for each head with classes: the first by
+                                                 the run's decoding rule, then the others by probability, `top` in all
+             "speed": 182.0,                     a float, in its unit, for each head that predicts a number
+             "error": None}                      why the photo can't be used; the lists are then empty, the numbers None
+
+        Raises InputError for a wrong argument.
+        """
+        from carvision.inference.predictor import predict  # imports pandas
+
+        return predict(self, photos, boxes, top)
 
 
 def save(
@@ -90,7 +136,7 @@ def save(
         sha256 = _sha256(part)
     description: ModelDescription = {
         "format": FORMAT,
-        "network": without_doubled(model.description),
+        "network": stored_network(model.description),
         "labels": labels,
         "preprocessing": preprocessing.as_dict(),
         "crop_to_box": crop_to_box,
@@ -110,16 +156,7 @@ def write_description(folder: Path, description: ModelDescription) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> LoadedClassifier:
-    """Load the network of a run's folder, or of its model.safetensors, as a torch.nn.Module in eval mode, with
-
-    model(images) -> {head: logits}          images float (B, 3, H, W) as model.transform gives them
-    model.transform(PIL image, box=None) -> (3, H, W)  float, preprocessed as in training; see to_input
-    model.classes[head], model.class_ids[head]   names and ids, in the order of the logits
-    model.decode(logits) -> {head: int64 (B,)}   the predicted classes, by the run's decoding rule
-    model.probs(logits) -> {head: float32 (B, C)}   probabilities: softmax(logits / model.temperature[head])
-    model.parents {child: (parent, codes)}   codes[i] is the parent's class of the child's class i: each model's make
-    model.crop_to_box   whether it was trained on the part of a photo inside its box
-    model.about   the contents of model.json, as plain values; "config", "metrics" and "versions" are {} if it has none
+    """Load the network of a run's folder, or of its model.safetensors, see carvision.load.
 
     Nothing in the files is executed. Raises InputError, and nothing else, for a path without a model, a newer format,
     values of a wrong kind, and files that do not belong together.
@@ -182,7 +219,7 @@ def _description_in_checkpoint(file: Path) -> ModelDescription | None:
     if not isinstance(own, dict) or not keys.keys() <= own.keys():
         return None
     described = {"format": FORMAT} | {ours: own[key] for key, ours in keys.items()}
-    described["network"] = without_doubled(described["network"])
+    described["network"] = stored_network(described["network"])
     try:
         described = json.loads(json.dumps(described))  # tuples as lists, as in model.json
     except (TypeError, ValueError, RecursionError):
@@ -196,55 +233,46 @@ def _assemble(described: ModelDescription, tensors: dict[str, Tensor]) -> Loaded
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     network = network_of(described)
     with _limits(network, shapes):
-        model = cast(LoadedClassifier, classifier_from(network))
+        model = cast(LoadedClassifier, classifier_from(network, LoadedClassifier))
     _require_same({name: tuple(value.shape) for name, value in model.state_dict().items()}, shapes)
     model.load_state_dict(tensors)
     config = described.setdefault("config", {})
     described.setdefault("metrics", {})
     described.setdefault("versions", {})
-    values: dict[str, Any] = {**described["preprocessing"]}
-    preprocessing = Preprocessing(**values)  # which makes tuples of its lists
+    model.about = described
     labels = {name: described["labels"][name] for name in model.labels}
     model.classes = {name: label["names"] for name, label in labels.items() if "ids" in label}
     model.class_ids = {name: label["ids"] for name, label in labels.items() if "ids" in label}
     model.parents = parents_of(labels)
     model.temperature = {name: float(described.get("temperature", {}).get(name, 1.0)) for name in model.classes}
-    model.preprocessing = preprocessing
+    values: dict[str, Any] = {**described["preprocessing"]}
+    model.preprocessing = Preprocessing(**values)  # which makes tuples of its lists
     in_config = config.get("data", {}).get("crop_to_box", False)  # where the first release stored it
     model.crop_to_box = described.get("crop_to_box", in_config)
-    model.about = described
-    model.transform = partial(to_input, preprocessing=preprocessing)
-    model.decode = partial(decode_on_device, parents=model.parents, rule=described["decoding"])
-    model.probs = partial(probs_of, temperature=model.temperature)
     return model.eval()
 
 
 def find_model(path: Path) -> tuple[Path, Path]:
     """Return a model's folder and its model.json. Raises InputError if there is none."""
     try:
-        return _find_model(path)
+        folder = path if path.is_dir() else path.parent
+        missing = next((each for each in (path, folder / DESCRIPTION) if not each.exists()), None)
+        parts = sorted(folder.glob(f"*_*/{DESCRIPTION}")) if missing else []
+        part = next((each.parent for each in parts if each.parent.name.startswith(("fold_", "seed_"))), None)
+        is_other = path.is_file() and path.suffix != ".safetensors" and path.name != DESCRIPTION
     except OSError as error:  # a name that is too long, a folder without permission
         raise InputError(f"{str(path)[:400]}: can't be opened ({error.strerror}); give a run's folder") from None
-
-
-def _find_model(path: Path) -> tuple[Path, Path]:
-    if path.is_file() and path.suffix != ".safetensors" and path.name != DESCRIPTION:
+    if is_other:
         run = path.absolute().parent.parent
         way = f"give its run, {run}" if (run / DESCRIPTION).is_file() else "give the folder of a finished run"
         raise InputError(
             f"{path}: not a model file; {way}, or its {WEIGHTS} (training begins from a checkpoint with model.weights=)"
         )
-    folder = path if path.is_dir() else path.parent
-    file = folder / DESCRIPTION
-    if not file.is_file():
-        for what in ("fold", "seed"):
-            part = next((each.parent for each in sorted(folder.glob(f"{what}_*/{DESCRIPTION}"))), None)
-            if part:
-                raise InputError(f"{path}: holds the {what}s of a run; give one of them, such as {part}")
-    if not path.exists() or not file.is_file():
-        needed = path if not path.exists() else file
-        raise InputError(f"{path}: no model there ({needed} does not exist); give the folder of a finished run")
-    return folder, file
+    if part:
+        raise InputError(f"{path}: holds the {part.name[:4]}s of a run; give one of them, such as {part}")
+    if missing:
+        raise InputError(f"{path}: no model there ({missing} does not exist); give the folder of a finished run")
+    return folder, folder / DESCRIPTION
 
 
 def require_fitting(network: NetworkDescription, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -254,11 +282,11 @@ def require_fitting(network: NetworkDescription, shapes: dict[str, tuple[int, ..
     """
     sizes = [size for shape in shapes.values() if 0 not in shape for size in shape]  # 0: it takes no byte of the file
     _require_layers(network, {shape for shape in shapes.values() if 0 not in shape}, len(shapes))
-    numbers = [value for value in values_within(network.get("backbone_kwargs", {})) if isinstance(value, int | float)]
-    if numbers and max(map(abs, numbers)) > max(LARGEST_NUMBER, *sizes):
-        raise ValueError(f"backbone_kwargs hold {max(map(abs, numbers)):g}, and no weights are of that size")
-    if sum(map(abs, numbers)) > max(LARGEST_SUM, *sizes):  # timm makes lists of as many blocks before it makes one
-        raise ValueError(f"backbone_kwargs hold {sum(map(abs, numbers)):g} in all, and no weights are of that size")
+    values = values_within(network.get("backbone_kwargs", {}))
+    numbers = [0, *(abs(value) for value in values if isinstance(value, int | float))]
+    # The sum, as timm makes lists of as many blocks before it makes one
+    if max(numbers) > max(LARGEST_NUMBER, *sizes) or sum(numbers) > max(LARGEST_SUM, *sizes):
+        raise ValueError(f"backbone_kwargs hold numbers up to {max(numbers):g}, and no weights are of that size")
     limits = _limits(network, shapes)
     try:
         with torch.device("meta"), WithoutValues(), limits:  # parameters that take no memory
@@ -322,31 +350,6 @@ def parents_of(labels: "dict[str, LabelDescription]") -> dict[str, tuple[str, Te
         for name, label in labels.items()
         if label.get("parent") in labels
     }
-
-
-def to_input(image: PIL.Image.Image, box: Sequence[float] | None = None, *, preprocessing: Preprocessing) -> Tensor:
-    """Convert a PIL image to the network's input: float (3, size_px, size_px), normalised. Raises BadImage.
-
-    box: left, top, right, bottom in pixels, the part to use, for a network that was trained on boxes.
-    """
-    region = None if box is None else np.asarray(box, np.float32)
-    pixels = decode_image(image, preprocessing, region).float() / 255
-    mean, std = (
-        torch.from_numpy(np.array(values, np.float32))[:, None, None]
-        for values in (preprocessing.mean, preprocessing.std)
-    )
-    return (pixels - mean) / std
-
-
-def decode_on_device(logits: dict[str, Tensor], parents: dict, rule: str) -> dict[str, Tensor]:
-    """Decode the heads with classes, see models.decoding.decode, on the device of the logits."""
-    on_device = {child: (parent, codes.to(logits[child].device)) for child, (parent, codes) in parents.items()}
-    return decode({name: values for name, values in logits.items() if values.shape[1] > 1}, on_device, rule)
-
-
-def probs_of(logits: dict[str, Tensor], temperature: dict[str, float]) -> dict[str, Tensor]:
-    """Return softmax(logits / temperature), float32 (B, C), of each head in `temperature`; Guo et al. 2017, eq. 9."""
-    return {name: (logits[name].float() / value).softmax(dim=1) for name, value in temperature.items()}
 
 
 def _sha256(file: Path) -> str:

@@ -1,14 +1,16 @@
 """Predict photos with one network, or with the average of several networks and views of each photo.
 
-predict_items reads photos lazily, decodes them in threads, and yields their logits in order.
+predict_items reads photos lazily, decodes them in threads, and yields their logits in order. predict returns plain
+values.
 """
 
 import importlib
 import itertools
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from typing import NamedTuple, Protocol, cast
+from numbers import Integral
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -23,13 +25,17 @@ from carvision.data.loading.loader import Loader
 from carvision.data.packs.read import PackedPhoto
 from carvision.data.paths import nfc
 from carvision.errors import InputError, one_line
-from carvision.inference.model_file import LoadedClassifier, decode_on_device, probs_of
+from carvision.inference.rows import Layout, rows_of
+from carvision.models.decoding import probs_of
 from carvision.system.machine import num_cores
+
+if TYPE_CHECKING:  # which predicts with this module
+    from carvision.inference.model_file import LoadedClassifier, PhotoInput
 
 log = logging.getLogger(__name__)
 
-VIEWS = ("none", "flip", "crops", "flip_crops")
 CROP = 0.875  # side of a view's crop, as a fraction of the image's; timm's usual crop_pct
+PHOTOS_AT_A_TIME = 32  # by predict
 
 # A path, a PIL image or a photo of a pack; its box: left, top, right, bottom in pixels, or None for the whole photo
 Item = tuple[str | Image.Image | PackedPhoto, Sequence[float] | np.ndarray | None]
@@ -42,52 +48,42 @@ class Predictor(nn.Module):
     averaged: "none", "flip" (adds the mirror image), "crops" (adds the corners and the centre at 7/8 of the side),
     "flip_crops" (both, 12 views in all).
 
-    Each model's probabilities use its own temperature. classes, class_ids, parents, labels, units, decode and probs are
-    those of the first model, temperature too; it is 1 where probabilities are averaged. geometries: the distinct
+    Each model's probabilities use its own temperature. classes, class_ids, parents, labels, about and decode are those
+    of the first model, temperature too; it is 1 where probabilities are averaged. geometries: the distinct
     preprocessings (size, interpolation, resize) of the models.
 
     Raises InputError for models whose heads or classes differ; the order of the classes may differ.
     """
 
-    models: Sequence[LoadedClassifier]
-    normalise: Sequence[Normalise]
-    labels: tuple[str, ...]
-    classes: dict[str, list[str]]
-    class_ids: dict[str, list[str]]
-    parents: dict[str, tuple[str, Tensor]]
-    temperature: dict[str, float]
-    geometries: list[Preprocessing]
-
-    def __init__(self, models: list[LoadedClassifier], tta: str = "none"):
+    def __init__(self, models: "list[LoadedClassifier]", tta: str = "none"):
         super().__init__()
-        if tta not in VIEWS:
-            raise InputError(f"--tta: {tta!r} is not one of {', '.join(VIEWS)}")
         first = models[0]
-        self.models, self.tta = cast(Sequence[LoadedClassifier], nn.ModuleList(models)), tta
-        self.labels, self.units = first.labels, first.units
-        self.classes, self.class_ids, self.parents = first.classes, first.class_ids, first.parents
-        self.crop_to_box, self.about = first.crop_to_box, first.about
+        self.models, self.tta = cast("Sequence[LoadedClassifier]", nn.ModuleList(models)), tta
+        self.labels, self.classes, self.class_ids = first.labels, first.classes, first.class_ids
+        self.parents, self.crop_to_box, self.about = first.parents, first.crop_to_box, first.about
         for number, model in enumerate(models, start=1):
-            if bool(model.crop_to_box) != bool(first.crop_to_box):
+            if model.crop_to_box != first.crop_to_box:
                 log.warning(
                     "model %d was trained on %s and the first on %s; both get the same images", number,
                     *("boxes" if each.crop_to_box else "whole photos" for each in (model, first)),
                 )  # fmt: skip
         self.averages = len(models) > 1 or tta != "none"
         self.temperature = dict.fromkeys(self.classes, 1.0) if self.averages else dict(first.temperature)
-        self.decode = partial(decode_on_device, parents=self.parents, rule=first.about["decoding"])
-        self.orders = [_class_orders(first, model, number + 1) for number, model in enumerate(models)]
-        shapes = [_geometry(model.preprocessing) for model in models]
+        self.orders = [_class_orders(first, model, number) for number, model in enumerate(models, start=1)]
+        shapes = [(each.size_px, each.interpolation, each.resize) for each in (model.preprocessing for model in models)]
         distinct = list(dict.fromkeys(shapes))
         self.geometries = [models[shapes.index(shape)].preprocessing for shape in distinct]
         self.geometry_of = [distinct.index(shape) for shape in shapes]
-        steps = nn.ModuleList(Normalise(model.preprocessing) for model in models)
-        self.normalise = cast(Sequence[Normalise], steps)
+        self.normalise = nn.ModuleList(Normalise(model.preprocessing) for model in models)
         self.eval()
 
     def probs(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return {head: probabilities float32 (B, C)} for the heads with classes."""
         return probs_of(logits, self.temperature)
+
+    def decode(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return {head: predicted classes int64 (B,)} for the heads with several classes."""
+        return self.models[0].decode(logits)
 
     def forward(self, images: list[Tensor]) -> dict[str, Tensor]:
         """Map images, uint8 (B, 3, size_px, size_px) for each of `geometries`, to {head: float32 logits (B, C)}.
@@ -106,7 +102,7 @@ class Predictor(nn.Module):
         for index, model in enumerate(self.models):
             for view in views(to_float(images[self.geometry_of[index]]), self.tta):
                 logits = self._model_logits(index, view)
-                for name, values in (logits | probs_of(logits, model.temperature)).items():
+                for name, values in (logits | model.probs(logits)).items():
                     sums[name] = sums.get(name, 0) + values
                 number += 1
         tiny = torch.finfo(torch.float32).tiny
@@ -114,12 +110,8 @@ class Predictor(nn.Module):
         return {name: mean.clamp(min=tiny).log() if name in self.classes else mean for name, mean in means.items()}
 
     def _model_logits(self, index: int, images: Tensor) -> dict[str, Tensor]:
-        logits = self.models[index](self.normalise[index](images))
-        orders = self.orders[index]
-        return {
-            name: values.float()[:, orders[name]] if name in orders else values.float()
-            for name, values in logits.items()
-        }
+        logits = {name: values.float() for name, values in self.models[index](self.normalise[index](images)).items()}
+        return logits | {name: logits[name][:, order] for name, order in self.orders[index].items()}
 
 
 def views(images: Tensor, tta: str) -> list[Tensor]:
@@ -137,7 +129,7 @@ def views(images: Tensor, tta: str) -> list[Tensor]:
     return found
 
 
-def _class_orders(first: LoadedClassifier, model: LoadedClassifier, number: int) -> dict[str, Tensor]:
+def _class_orders(first: "LoadedClassifier", model: "LoadedClassifier", number: int) -> dict[str, Tensor]:
     """Return {head: this model's index of each class of the first model} for the heads whose order differs."""
     if set(model.labels) != set(first.labels):
         raise InputError(
@@ -156,10 +148,6 @@ def _class_orders(first: LoadedClassifier, model: LoadedClassifier, number: int)
             index_of = {id_: i for i, id_ in enumerate(other_ids)}
             orders[name] = torch.tensor([index_of[id_] for id_ in ids])
     return orders
-
-
-def _geometry(preprocessing: Preprocessing) -> tuple:
-    return preprocessing.size_px, preprocessing.interpolation, preprocessing.resize
 
 
 class PixelNetwork(Protocol):
@@ -187,71 +175,59 @@ class Batch(NamedTuple):
     reasons: list[str | None]
 
 
-class PhotoBatch(NamedTuple):
-    """A batch of photos for a PixelNetwork.
-
-    images: uint8 (B, 3, size_px, size_px) for each geometry. items: as given. reasons: why a photo is unusable, else
-    None; its image is then grey.
-    """
-
-    images: list[Tensor]
-    items: list[Item]
-    reasons: list[str | None]
-
-
 class PhotoBatches:
-    """Batches of Items, for Loader."""
+    """Reads batches of Items for Loader: (images, items, reasons). images: uint8 (B, 3, size_px, size_px) for each
+    geometry, grey where a photo is unusable."""
 
     def __init__(self, geometries: list[Preprocessing]):
         self.geometries = geometries
 
-    def __getitem__(self, items: list[Item]) -> PhotoBatch:
-        batch = self.begin(items)
-        self.read(batch, items, 0)
-        return batch
-
-    def begin(self, items: list[Item], pin_memory: bool = False) -> PhotoBatch:
+    def begin(self, items: list[Item], pin_memory: bool) -> tuple[list[Tensor], list[Item], list[str | None]]:
         images = [empty_images(len(items), preprocessing.size_px, pin_memory) for preprocessing in self.geometries]
-        return PhotoBatch(images, items, [None] * len(items))
+        return images, items, [None] * len(items)
 
-    def read(self, batch: PhotoBatch, items: list[Item], start: int) -> None:
+    def read(self, batch: tuple, items: list[Item], start: int) -> None:
+        all_images, _, reasons = batch
         for row, (photo, box) in enumerate(items, start):
             try:
                 region = None if box is None else np.asarray(box, np.float32)
                 data = photo if isinstance(photo, Image.Image) else read_file(photo)
-                for preprocessing, images in zip(self.geometries, batch.images, strict=True):
+                for preprocessing, images in zip(self.geometries, all_images, strict=True):
                     if isinstance(data, Image.Image):
                         images[row] = decode_image(data, preprocessing, region)
                     else:
                         decode_into(data, preprocessing, images[row], region)
             except BadImage as error:
-                batch.reasons[row] = str(error)
-                for images in batch.images:
+                reasons[row] = str(error)
+                for images in all_images:
                     images[row] = BLANK
 
 
 def predict_items(
-    predictor: PixelNetwork,
+    network: PixelNetwork,
     items: Iterable[Item],
     device: str = "auto",
     batch_size: int = 64,
     num_workers: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield the predictor's logits of the photos, batch by batch, in the order of `items`.
+    """Yield the network's logits of the photos, batch by batch, in the order of `items`.
 
     items: read lazily, so there may be any number. num_workers: threads that decode; None: one fewer than there are
-    cores, at most 16. device: "auto", or a torch device. Raises InputError for a device that isn't available.
+    cores, at most 16; 0: decode in this one. device: "auto", or a torch device. Raises InputError for a device that
+    isn't available.
     """
     torch_device = choose_device(device)
-    predictor.to(torch_device)
+    network.to(torch_device)
     if torch_device.type == "cuda":
-        predictor.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)
     workers = max(1, min(16, num_cores() - 1)) if num_workers is None else num_workers
-    photos, batches = PhotoBatches(predictor.geometries), batches_of(items, batch_size)
+    rest = iter(items)
+    batches = iter(lambda: list(itertools.islice(rest, batch_size)), [])
+    photos = PhotoBatches(network.geometries)
     for images, batch, reasons in Loader(photos, batches, batch_size, workers, torch_device.type == "cuda"):
         if torch_device.type == "xla":
             images = [_pad_batch(values, batch_size) for values in images]
-        logits = predictor([values.to(torch_device, non_blocking=True) for values in images])
+        logits = network([values.to(torch_device, non_blocking=True) for values in images])
         yield Batch(batch, {name: values.cpu()[: len(batch)] for name, values in logits.items()}, reasons)
 
 
@@ -259,13 +235,6 @@ def _pad_batch(images: Tensor, batch_size: int) -> Tensor:
     """Pad with blank images to the full batch size, as torch-xla compiles one graph per size."""
     blank = torch.full((batch_size - len(images), *images.shape[1:]), BLANK, dtype=images.dtype)
     return torch.cat([images, blank])
-
-
-def batches_of(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
-    """Yield lists of `batch_size` items; the last may be shorter."""
-    rest = iter(items)
-    while batch := list(itertools.islice(rest, batch_size)):
-        yield batch
 
 
 def choose_device(name: str) -> torch.device:
@@ -282,3 +251,42 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:
         text = one_line(error, 120)
         raise InputError(f"--device: {name!r} is not auto, cpu or an available device ({text})") from None
+
+
+def predict(model: "LoadedClassifier", photos: "Iterable[PhotoInput]", boxes: Iterable | None, top: int) -> list[dict]:
+    """Predict photos in this thread: see LoadedClassifier.predict."""
+    if isinstance(photos, str | os.PathLike | Image.Image):
+        raise InputError(f"photos: {photos!r} is one photo; give a list, [photo]")
+    if not isinstance(top, Integral) or top < 1:
+        raise InputError(f"top: {top!r} is not a whole number from 1")
+    photos = list(photos)
+    boxes = [None] * len(photos) if boxes is None else list(boxes)
+    if len(boxes) != len(photos):
+        raise InputError(f"boxes: {len(boxes)} for {len(photos)} photos; give one for each photo, None for the whole")
+    for number, photo in enumerate(photos, 1):
+        if not isinstance(photo, str | os.PathLike | Image.Image):
+            raise InputError(
+                f"photos: number {number} is a {type(photo).__name__}, not a path or a PIL image; make one of an array "
+                "with PIL.Image.fromarray, of bytes with PIL.Image.open(io.BytesIO(data))"
+            )
+    items = [photo if isinstance(photo, Image.Image) else os.fspath(photo) for photo in photos]
+    regions = [None if box is None else _region_of(box) for box in boxes]
+    predictor, device = Predictor([model]), str(next(model.parameters()).device)
+    layout = Layout(model.class_ids, model.labels, top)  # refuses heads named like other columns
+    results = []
+    for batch in predict_items(predictor, zip(items, regions, strict=True), device, PHOTOS_AT_A_TIME, num_workers=0):
+        paths = [photo if isinstance(photo, str) else None for photo, _ in batch.items]
+        unnamed, unknown = [""] * len(paths), [{}] * len(paths)
+        rows = rows_of(predictor, layout, unnamed, unknown, batch.logits, batch.reasons)
+        results += [{"path": path, **row.labels, "error": row.error} for path, row in zip(paths, rows, strict=True)]
+    return results
+
+
+def _region_of(box: Sequence[float]) -> np.ndarray:
+    try:
+        region = np.asarray(box, np.float32)
+    except (ValueError, TypeError):
+        region = np.zeros(0)
+    if region.shape != (4,):
+        raise InputError(f"boxes: {box!r} is not left, top, right, bottom in pixels, or None for the whole photo")
+    return region

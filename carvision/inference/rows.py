@@ -12,18 +12,17 @@ import numpy as np
 from torch import Tensor
 
 from carvision.errors import InputError
-from carvision.inference.sources import Photo
 
 if TYPE_CHECKING:
     from carvision.inference.predictor import Predictor
 
 NOT_A_NUMBER = "the model's output is inf or NaN"
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = ".jsonl"
 
 # What a column holds: "text", "number", or the class ids of a vector of probabilities
 Kind = str | tuple[str, ...]
-Truth = dict[str, int | None]  # {head: code, None if unknown}
+TrueCodes = dict[str, int | None]  # {head: code of the true class, None if unknown}
 
 
 class Row(NamedTuple):
@@ -83,10 +82,10 @@ def column_name(label: str, rank: int) -> str:
 def rows_of(
     predictor: "Predictor",
     layout: Layout,
-    photos: list[Photo],
-    truths: list[Truth],
+    paths: list[str],
+    true_codes: list[TrueCodes],
     logits: dict[str, Tensor],
-    reasons: list,
+    reasons: list[str | None],
 ) -> list[Row]:
     """Return one row per photo. logits: {head: (B, C)}; reasons: why a photo is unusable, else None."""
     probs = {head: values.numpy() for head, values in predictor.probs(logits).items()}
@@ -103,19 +102,17 @@ def rows_of(
         return [{"id": ids[code], "name": names[code], "prob": float(probs[head][i, code])} for code in codes]
 
     rows = []
-    for i, (photo, truth) in enumerate(zip(photos, truths, strict=True)):
-        known = {head: predictor.classes[head][code] for head, code in truth.items() if code is not None}
+    for i, (path, codes) in enumerate(zip(paths, true_codes, strict=True)):
+        known = {head: predictor.classes[head][code] for head, code in codes.items() if code is not None}
         values = (value[i] for value in (*probs.values(), *numbers.values()))
         reason = reasons[i] or (None if all(np.isfinite(value).all() for value in values) else NOT_A_NUMBER)
-        if reason:
-            labels = {label: [] if label in probs else None for label in predictor.labels}
-            rows.append(Row(photo.path, labels, reason, known))
-            continue
-        labels = {
-            label: classes(label, i) if label in probs else float(numbers[label][i]) for label in predictor.labels
-        }
-        vectors = {head: values[i] for head, values in probs.items()} if layout.probs else {}
-        rows.append(Row(photo.path, labels, None, known, vectors))
+        labels, vectors = {label: [] if label in probs else None for label in predictor.labels}, {}
+        if not reason:
+            labels = {
+                label: classes(label, i) if label in probs else float(numbers[label][i]) for label in predictor.labels
+            }
+            vectors = {head: values[i] for head, values in probs.items()} if layout.probs else {}
+        rows.append(Row(path, labels, reason, known, vectors))
     return rows
 
 
@@ -163,13 +160,13 @@ def to_text(rows: Iterable[Row], columns: dict[str, Kind], suffix: str) -> str:
 
 def _delimited(records: list[list[str]], suffix: str) -> str:
     """Quote as RFC 4180 requires. Not with the csv module, which left "\\r" unquoted before Python 3.13."""
-    separator = SEPARATORS[suffix]
-    special = (separator, '"', "\n", "\r")
+    delimiter = DELIMITERS[suffix]
+    special = (delimiter, '"', "\n", "\r")
 
     def quoted(cell: str) -> str:
         return '"' + cell.replace('"', '""') + '"' if any(one in cell for one in special) else cell
 
-    return "".join(separator.join(map(quoted, record)) + "\n" for record in records)
+    return "".join(delimiter.join(map(quoted, record)) + "\n" for record in records)
 
 
 def _cells(flat: dict[str, Any], columns: dict[str, Kind]) -> list[str]:

@@ -2,36 +2,36 @@
 
 import argparse
 import hashlib
+import itertools
 import json
 import logging
 import os
 import random
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from carvision.data.readers.walk import LeftOut
+from carvision.data.table import BOX
 from carvision.errors import InputError
 from carvision.files.folders import refuse_foreign_picture
 from carvision.files.progress import show_progress
 from carvision.inference.known import SeenPhotos, TrueClasses, data_roots, root_of_list
 from carvision.inference.model_file import load
 from carvision.inference.predictor import Predictor, predict_items
-from carvision.inference.rows import Layout, Row, Truth, rows_of
+from carvision.inference.rows import Layout, Row, TrueCodes, rows_of
 from carvision.inference.sources import (
     Photo,
     Sources,
     check_sources,
     columns_of,
     count_photos,
-    has_boxes,
     iterate_photos,
     require_photos,
 )
-from carvision.inference.writers import FileOutput, Output, StandardOutput, check_suffix, refuse_existing
+from carvision.inference.writers import FileOutput, Output, StandardOutput, check_out
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -39,14 +39,14 @@ log = logging.getLogger(__name__)
 COUNT_SECONDS = 3  # to find out how many photos there are, for the progress bar
 MAX_REASONS = 3  # unusable photos that are named at the end
 
-OnRow = Callable[[Photo, Truth, Row], None]  # called with each photo, its true classes and its row
+Predicted = tuple[Photo, TrueCodes, Row]
 
 
 def run(options: argparse.Namespace) -> tuple["Tally", list]:
-    """Predict the photos that the options of carvision.predict ask for, and log the results' summary.
+    """Predict the photos that the options of the command carvision.predict ask for, and log the results' summary.
 
-    Returns the counts, and what --grid draws: lists of Photo, true classes and row; with --grid-classes a list of them
-    for each class. Raises InputError.
+    Returns the counts, and what --grid draws: a list of Predicted; with --grid-classes one for each class. Raises
+    InputError.
     """
     sources = Sources(tuple(options.photos), options.listed, options.root, options.split)
     check_options(options)
@@ -54,32 +54,35 @@ def run(options: argparse.Namespace) -> tuple["Tally", list]:
     keep_freed_memory()
     predictor = Predictor([load(run) for run in (options.run, *options.ensemble)], options.tta)
     sources = with_root(sources, predictor)
-    truths = create_truths(predictor, options)
-    true_heads = tuple(truths.heads)
-    layout = Layout(predictor.class_ids, predictor.labels, options.top, options.brief, options.probs, true_heads)
-    tally = Tally(predictor.class_ids, options.brief)
-    sample = create_sample(options, predictor)
+    columns = (columns_of(options.listed) or []) if options.listed else []
+    truths = create_truths(predictor, columns, options.true_from_folders)
+    heads = tuple(truths.heads)
+    layout = Layout(predictor.class_ids, predictor.labels, options.top, options.brief, options.probs, heads)
+    tally, sample = Tally(predictor.class_ids, options.brief), create_sample(options, predictor)
     seen_photos = create_seen_photos(options, sources.root, predictor, truths)
 
-    def on_row(photo: Photo, truth: Truth, row: Row) -> None:
-        tally.add(photo, truth, row)
+    def add(photo: Photo, codes: TrueCodes, row: Row) -> None:
+        tally.add(photo, codes, row)
         seen_photos.add(photo)
         if options.grid and not row.error:
-            sample.add(photo, truth, row)
+            sample.add(photo, codes, row)
 
-    uses_boxes = choose_boxes(predictor, options.listed)
+    uses_boxes = choose_boxes(predictor, BOX[0] in columns)
     left_out = LeftOut()
-    photos = require_photos(iterate_photos(sources, truths.heads, left_out), sources)
+    photos = require_photos(iterate_photos(sources, heads, left_out), sources)
     photos = photos if uses_boxes else (photo._replace(box=None) for photo in photos)
     output = begin_output(options, predictor, layout, {"--root": sources.root, "boxes": uses_boxes})
     try:
-        if done := skip_done(photos, output, truths, on_row):
-            log.info("resuming after %s photos", f"{done:,}")
-        with progress_bar(options, sources, done) as advance:
-            predict_photos(
-                predictor, photos, output, layout, truths, on_row, advance,
-                device=options.device, batch_size=options.batch_size, num_workers=options.workers,
-            )  # fmt: skip
+        for found in done_photos(photos, output, truths):
+            add(*found)
+        if tally.num_photos:
+            log.info("resuming after %s photos", f"{tally.num_photos:,}")
+        with progress_bar(options, sources, tally.num_photos) as advance:
+            for batch in predict_photos(predictor, photos, layout, truths, options):
+                output.write([row for _, _, row in batch])
+                for found in batch:
+                    add(*found)
+                advance(len(batch))
         output.finish()
     finally:
         output.close()
@@ -95,13 +98,13 @@ def run(options: argparse.Namespace) -> tuple["Tally", list]:
 def check_options(options: argparse.Namespace) -> None:
     """Raise InputError for options that do not fit together, or files that must not be written."""
     if options.out is not None:
-        check_suffix(options.out)
-        refuse_existing(options.out, options.overwrite)
-    if options.grid is not None and not options.overwrite:
-        refuse_foreign_picture(options.grid, "--grid")
-    if options.grid is not None and (options.grid.suffix.lower() != ".png" or options.grid.is_dir()):
-        raise InputError(f"--grid: {options.grid} is not the name of a picture, such as grid.png")
-    if options.grid_classes is not None and options.grid is None:
+        check_out(options.out, options.overwrite)
+    if options.grid is not None:
+        if not options.overwrite:
+            refuse_foreign_picture(options.grid, "--grid")
+        if options.grid.suffix.lower() != ".png" or options.grid.is_dir():
+            raise InputError(f"--grid: {options.grid} is not the name of a picture, such as grid.png")
+    elif options.grid_classes is not None:
         raise InputError("--grid-classes: needs a picture; give --grid FILE.png, too")
     if options.brief and (options.probs or options.top > 1):
         raise InputError("--brief gives names only; leave it out, or --probs and --top")
@@ -118,16 +121,12 @@ def with_root(sources: Sources, predictor: Predictor) -> Sources:
     return replace(sources, root=root)
 
 
-def create_truths(predictor: Predictor, options: argparse.Namespace) -> TrueClasses:
+def create_truths(predictor: Predictor, columns: list[str], from_folders: bool) -> TrueClasses:
     """Return the true classes of the heads that the list has a column of, or of all heads if folders name them."""
-    columns = (columns_of(options.listed) or []) if options.listed else []
-    heads = [head for head in predictor.class_ids if options.true_from_folders or head in columns]
-    data = predictor.about.get("config", {}).get("data", {})
-    against_rest = data.get("one_against_rest") is not None
+    heads = [head for head in predictor.class_ids if from_folders or head in columns]
+    against_rest = predictor.about["config"].get("data", {}).get("one_against_rest") is not None
     rest = {head: 1 for head in heads if against_rest and predictor.class_ids[head][1:] in (["rest"], ["not rest"])}
-    return TrueClasses(
-        predictor.class_ids, predictor.classes, predictor.parents, heads, options.true_from_folders, rest
-    )
+    return TrueClasses(predictor.class_ids, predictor.classes, predictor.parents, heads, from_folders, rest)
 
 
 def create_seen_photos(
@@ -136,8 +135,7 @@ def create_seen_photos(
     """Return the detector of photos that the runs were trained on; empty without a list or true classes, as other
     photos are unlikely to be theirs."""
     runs = [Path(run) for run in (options.run, *options.ensemble) if truths.heads or options.listed]
-    given = [Path(path) for path in options.photos if Path(path).is_dir()]
-    roots = [*given, *([root] if root else [])]
+    roots = [path for path in map(Path, options.photos) if path.is_dir()] + ([root] if root else [])
     for model in predictor.models:
         roots += data_roots(model.about["config"])
     return SeenPhotos([run if run.is_dir() else run.parent for run in runs], roots)
@@ -152,17 +150,16 @@ def create_sample(options: argparse.Namespace, predictor: Predictor) -> "Reservo
     return ClassSample(options.grid_classes, options.grid_photos or 5, list(predictor.class_ids)[-1])
 
 
-def choose_boxes(predictor: Predictor, listed: Path | None) -> bool:
-    """Return whether the list's boxes are used: if the model was trained on boxes."""
-    boxes = listed is not None and has_boxes(listed)
-    if predictor.crop_to_box and not boxes:
+def choose_boxes(predictor: Predictor, has_boxes: bool) -> bool:
+    """Return whether the list's boxes are used: if it has some, and the model was trained on boxes."""
+    if predictor.crop_to_box and not has_boxes:
         log.warning(
             "the model was trained on the boxes of its photos, and whole photos are used: accuracy may be lower; a "
             "table given with --list may have boxes in its columns left, top, right, bottom"
         )
-    elif boxes and not predictor.crop_to_box:
+    elif has_boxes and not predictor.crop_to_box:
         log.info("the list's boxes are ignored, as the model was trained on whole photos")
-    return bool(predictor.crop_to_box) and boxes
+    return predictor.crop_to_box and has_boxes
 
 
 def begin_output(options: argparse.Namespace, predictor: Predictor, layout: Layout, reading: dict) -> Output:
@@ -199,48 +196,33 @@ def progress_bar(
     return show_progress(count_photos(sources, COUNT_SECONDS) if bar else None, done, bar)
 
 
-def skip_done(photos: Iterator[Photo], output: Output, truths: TrueClasses, on_row: OnRow) -> int:
-    """Consume the photos that the unfinished output already has, and return their number.
+def done_photos(photos: Iterator[Photo], output: Output, truths: TrueClasses) -> Iterator[Predicted]:
+    """Consume and yield the photos that the unfinished output already has.
 
     Raises InputError if its rows belong to other photos.
     """
-    done = 0
-    for row in output.rows():
+    for number, row in enumerate(output.rows(), 1):
         photo = next(photos, None)
         if photo is None or photo.path != row.path:
             now = "there are no more photos" if photo is None else f"now it is {photo.path}"
             raise InputError(
-                f"the unfinished output has {row.path} as photo {done + 1:,}, and {now}; give the same photos in "
+                f"the unfinished output has {row.path} as photo {number:,}, and {now}; give the same photos in "
                 "the same order, or another --out"
             )
-        on_row(photo, truths.codes(photo), row)
-        done += 1
-    return done
+        yield photo, truths.codes(photo), row
 
 
 def predict_photos(
-    predictor: Predictor, photos: Iterator[Photo], output: Output, layout: Layout, truths: TrueClasses, on_row: OnRow,
-    advance: Callable[[int], None], **reading,
-) -> None:  # fmt: skip
-    """Write one row per photo, in order.
-
-    advance: called with the number of photos of each batch. reading: keyword arguments of predict_items.
-    """
-    waiting: deque[Photo] = deque()  # requested ahead by the workers
-
-    def items():
-        for photo in photos:
-            waiting.append(photo)
-            yield photo.file, photo.box
-
-    for batch in predict_items(predictor, items(), **reading):
-        taken = [waiting.popleft() for _ in batch.items]
-        known = [truths.codes(photo) for photo in taken]
-        rows = rows_of(predictor, layout, taken, known, batch.logits, batch.reasons)
-        output.write(rows)
-        for photo, truth, row in zip(taken, known, rows, strict=True):
-            on_row(photo, truth, row)
-        advance(len(rows))
+    predictor: Predictor, photos: Iterator[Photo], layout: Layout, truths: TrueClasses, options: argparse.Namespace
+) -> Iterator[list[Predicted]]:
+    """Yield the photos with their rows, batch by batch, in order."""
+    photos, ahead = itertools.tee(photos)
+    items = ((photo.file, photo.box) for photo in ahead)
+    for batch in predict_items(predictor, items, options.device, options.batch_size, options.workers):
+        taken = list(itertools.islice(photos, len(batch.items)))
+        true_codes = [truths.codes(photo) for photo in taken]
+        rows = rows_of(predictor, layout, [photo.path for photo in taken], true_codes, batch.logits, batch.reasons)
+        yield list(zip(taken, true_codes, rows, strict=True))
 
 
 class Tally:
@@ -253,8 +235,8 @@ class Tally:
         self.num_right = dict.fromkeys(class_ids, 0)
         self.num_judged = dict.fromkeys(class_ids, 0)
 
-    def add(self, photo: Photo, truth: Truth, row: Row) -> None:
-        """Count a photo with its true classes and its row."""
+    def add(self, photo: Photo, codes: TrueCodes, row: Row) -> None:
+        """Count a photo."""
         self.num_photos += 1
         self.num_without_box += photo.box is None
         if row.error:
@@ -262,7 +244,7 @@ class Tally:
             if len(self.first_bad) < MAX_REASONS:
                 self.first_bad.append(f"{photo.path}: {row.error}")
             return
-        for head, code in truth.items():
+        for head, code in codes.items():
             if code is not None:
                 self.num_judged[head] += 1
                 self.num_right[head] += self.is_right(head, code, row)
@@ -318,11 +300,11 @@ class ClassSample:
         self.num_classes, self.size, self.head, self.seed = num_classes, size, head, seed
         self.of_class: dict[str, ReservoirSample] = {}
 
-    def add(self, photo: Photo, truth: Truth, row: Row) -> None:
-        code = truth.get(self.head)
+    def add(self, photo: Photo, codes: TrueCodes, row: Row) -> None:
+        code = codes.get(self.head)
         key = row.labels[self.head][0]["name"] if code is None else f"#{code:09d}"
         sample = self.of_class.setdefault(key, ReservoirSample(self.size, f"{self.seed} {key}"))
-        sample.add(photo, truth, row)
+        sample.add(photo, codes, row)
 
     def chosen(self) -> list[list[list]]:
         """Return a list of sampled rows for each sampled class."""

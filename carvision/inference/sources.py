@@ -28,7 +28,6 @@ from carvision.errors import InputError
 KEY = "--list"
 STANDARD_INPUT = "-"
 
-ListRow = tuple[str, str, tuple | None, dict[str, str]]  # path as written, file, box, {label: id or name}
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the upright photo
 
 
@@ -103,18 +102,17 @@ def iterate_photos(sources: Sources, labels: Iterable[str] = (), left_out: LeftO
         else:
             yield Photo(text_of_path(item), item)
     if sources.list_path is not None:
-        for path, file, box, truth in read_list(sources.list_path, sources.split, tuple(labels), paths):
-            yield Photo(_displayed_path(path), file, box, truth)
+        for photo in read_list(sources.list_path, sources.split, tuple(labels), paths):
+            yield photo._replace(path=_displayed_path(photo.path))
 
 
 def require_photos(photos: Iterator[Photo], sources: Sources) -> Iterator[Photo]:
     """Yield the same photos; raise InputError if there were none, which standard input reveals only at its end."""
-    empty = True
-    for photo in photos:
-        empty = False
-        yield photo
-    if empty:
+    first = next(photos, None)
+    if first is None:
         raise _no_photos(sources)
+    yield first
+    yield from photos
 
 
 def count_photos(sources: Sources, seconds: float) -> int | None:
@@ -123,8 +121,7 @@ def count_photos(sources: Sources, seconds: float) -> int | None:
         return None
     end = time.monotonic() + seconds
     num = 0
-    for _ in iterate_photos(sources):
-        num += 1
+    for num, _ in enumerate(iterate_photos(sources), 1):
         if num % 1000 == 0 and time.monotonic() > end:
             return None
     return num
@@ -160,13 +157,8 @@ def columns_of(file: Path) -> list[str] | None:
     return TableFile(file, KEY).columns if _is_table(file) else None
 
 
-def has_boxes(file: Path) -> bool:
-    """Return whether the list is a table with boxes."""
-    return BOX[0] in (columns_of(file) or [])
-
-
-def read_list(file: Path, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> Iterator[ListRow]:
-    """Yield the rows in order.
+def read_list(file: Path, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> Iterator[Photo]:
+    """Yield the photos in order, each with its path as it is written.
 
     Raises InputError, naming the row, for a missing path or a box that isn't numeric, and for a photo (or one box of
     it) with two classes of the same label.
@@ -178,20 +170,20 @@ def read_list(file: Path, split: str | None, labels: tuple[str, ...], paths: Pho
                 if not is_utf8(path) and not Path(found).exists():
                     text = text_of_path(path)
                     raise InputError(f"{KEY}: {file}: '{text}' is not in the encoding UTF-8; save the list as UTF-8")
-                yield path, found, None, {}
+                yield Photo(path, found)
         return
     table = TableFile(file, KEY)
     labels = tuple(name for name in labels if nfc(name) in table.columns)
     table.require(("path", *labels))
     if labels:
         _require_one_class(table, split, labels, paths)
-    yield from (row for _, row in _rows(table, split, labels, paths))
+    yield from (photo for _, photo in _rows(table, split, labels, paths))
 
 
 def _rows(
     table: TableFile, split: str | None, labels: tuple[str, ...], paths: PhotoPaths
-) -> Iterator[tuple[int, ListRow]]:
-    """Yield (line number, row) for the rows of the split."""
+) -> Iterator[tuple[int, Photo]]:
+    """Yield (line number, photo) for the rows of the split."""
     box = tuple(BOX) if table.has_boxes else ()
     for line, row in table.rows(("path", *box, *labels, *(("split",) if split is not None else ()))):
         if split is not None and _split_name(row["split"]) != _split_name(split):
@@ -200,7 +192,7 @@ def _rows(
         if not is_utf8(row["path"]) and not Path(found).exists():
             raise table.not_utf8(line, row["path"])
         truth = {name: row[name] for name in labels if row[name]}
-        yield line, (row["path"], found, table.box(row, line) if box else None, truth)
+        yield line, Photo(row["path"], found, table.box(row, line) if box else None, truth)
 
 
 def _require_one_class(table: TableFile, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> None:

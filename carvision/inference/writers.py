@@ -25,24 +25,31 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from carvision.data.readers.table_file import PARQUET
 from carvision.errors import InputError
 from carvision.files.atomic import PARTIAL, open_kept, open_new, rename
 from carvision.files.folders import shorten
 from carvision.files.locks import try_lock
-from carvision.inference.rows import JSON_LINES, SEPARATORS, Layout, Row, flatten, header, to_text
+from carvision.inference.rows import DELIMITERS, JSON_LINES, Layout, Row, flatten, header, to_text
 
-PARQUET = ".parquet"
-SUFFIXES = (*SEPARATORS, JSON_LINES, PARQUET)
+SUFFIXES = (*DELIMITERS, JSON_LINES, PARQUET)
 # The key of a schema's metadata, JSON: {"classes": {head: {"ids", "names"}}} of Parquet, the settings of FILE.partial
 METADATA = b"carvision"
 # Limits of a row group of Parquet, the first one reached counts: rows, numbers (16 MB of vectors)
 GROUP_ROWS, GROUP_NUMBERS = 8192, 4_000_000
 
 
-def check_suffix(file: Path) -> None:
-    """Raise InputError for a file whose suffix is not one of SUFFIXES."""
+def check_out(file: Path, overwrite: bool) -> None:
+    """Raise InputError if the suffix is not one of SUFFIXES, or `file` is a folder or exists and must not be
+    overwritten."""
     if file.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out: {file.name!r} does not end in one of {', '.join(SUFFIXES)}")
+    with oserror_as_input_error(file):
+        is_folder, is_there = file.is_dir(), file.exists()
+    if is_folder:
+        raise InputError(f"--out: {file} is a folder; give a file's name in it, such as {file / 'predictions.csv'}")
+    if is_there and not overwrite:
+        raise InputError(f"--out: {file} exists; give another name, or replace it with --overwrite")
 
 
 class StandardOutput:
@@ -77,15 +84,13 @@ class FileOutput:
     """
 
     def __init__(self, file: Path, layout: Layout, classes: dict, settings: dict, overwrite: bool, batch_size: int):
-        check_suffix(file)
-        refuse_existing(file, overwrite)
         self.file, self.layout, self.classes, self.batch_size = file, layout, classes, batch_size
         self.schema = schema_of_rows(layout)
         with oserror_as_input_error(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             self.stream = _lock(file)
             try:
-                refuse_existing(file, overwrite)  # the process that held the lock may have finished it
+                check_out(file, overwrite)  # the process that held the lock may have finished it
                 self._begin(settings, overwrite)
             except (InputError, OSError):
                 if os.fstat(self.stream.fileno()).st_size == 0:  # we have just created it
@@ -223,18 +228,6 @@ def _flat(batch: pa.RecordBatch, layout: Layout, schema: pa.Schema) -> pa.Table:
 
 def partial_path(file: Path) -> Path:
     return file.with_name(f"{file.name}{PARTIAL}")
-
-
-def refuse_existing(file: Path, overwrite: bool) -> None:
-    """Raise InputError if `file` is a folder, or exists and must not be overwritten."""
-    with oserror_as_input_error(file):
-        is_folder, is_there = file.is_dir(), file.exists()
-    if is_folder:
-        raise InputError(
-            f"--out: {file} is a folder; give the name of a file in it, such as {file / 'predictions.csv'}"
-        )
-    if is_there and not overwrite:
-        raise InputError(f"--out: {file} exists; give another name, or replace it with --overwrite")
 
 
 @contextlib.contextmanager

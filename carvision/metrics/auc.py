@@ -64,7 +64,7 @@ class ScoreHistograms(Metric):
         """
         positives, photos = (state.cpu().view(self.num_classes, NUM_BINS) for state in (self.positives, self.photos))
         parts = zip(positives.split(64), photos.split(64), strict=True)  # all at once would take much memory
-        areas = torch.cat([area_under_curve(some.double(), (every - some).double()) for some, every in parts])
+        areas = torch.cat([area_under_curve(own.double(), (both - own).double()) for own, both in parts])
         areas = areas[~areas.isnan()]
         if len(areas) == 0:
             return {}

@@ -30,12 +30,8 @@ class JointMetrics(Metric):
         super().__init__()
         self.rules, self.heads, self.has_parents = rules, heads, has_parents
         size = len(heads) + 1  # the last counts all heads at once
-        for name, shape in {
-            "count": (size,),
-            "right": (len(rules), size),
-            "seen": (),
-            "agreeing": (len(rules),),
-        }.items():
+        shapes = {"count": (size,), "right": (len(rules), size), "seen": (), "agreeing": (len(rules),)}
+        for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
@@ -213,9 +209,8 @@ class EpochMetrics(nn.Module):
         classes = [name for name, n in self.outputs.items() if n]
         for name, scores in zip(classes, self.scores, strict=False):
             metrics |= {f"{name}/{metric}": value for metric, value in scores.compute().items()}
-        for rule, values in self.compute_rules().items():
-            if rule == self.rule:
-                metrics |= {name: value for name, value in values.items() if name.startswith("joint/")}
+        of_rule = self.compute_rules().get(self.rule, {})
+        metrics |= {name: value for name, value in of_rule.items() if name.startswith("joint/")}
         metric_loss = self.metric_loss.compute() if self.metric_loss is not None else None
         if metric_loss is not None and self.metric_weight is not None:
             metrics["embedding/loss"] = metric_loss

@@ -76,7 +76,7 @@ def count_photos(
     """
     true_class = targets.clamp(min=0)
     likeliest = logits.argmax(dim=1) if likeliest is None else likeliest
-    sure = is_above_half(logits) & counted
+    sure = (logits.float().softmax(dim=1).amax(dim=1) > 0.5) & counted
     classes = torch.stack([true_class, true_class, predicted, true_class, likeliest])
     right, right_at50 = (predicted == true_class) & counted, (likeliest == true_class) & sure
     found = torch.stack([right, counted, counted, right_at50, sure])
@@ -95,11 +95,6 @@ def metrics_from_sums(counts: Tensor, hits: Tensor, loss: Tensor) -> dict[str, T
     metrics = {"loss": loss, **metrics_from_counts(right, true, predicted)}
     metrics |= {f"top{k}": hits[i] / true.sum() for i, k in enumerate(TOP)}
     return metrics | metrics_at50(right_at50, true, predicted_at50)
-
-
-def is_above_half(logits: Tensor) -> Tensor:
-    """Return whether the largest softmax probability is above 0.5, bool (B,); not for two equal largest logits."""
-    return logits.float().softmax(dim=1).amax(dim=1) > 0.5
 
 
 def num_ahead(logits: Tensor, true_class: Tensor) -> Tensor:

@@ -264,14 +264,17 @@ def head_module(label: str) -> str:
     return f"head_{label.replace('%', '%25').replace('.', '%2E')}"
 
 
-def classifier_from(description: NetworkDescription) -> Classifier:
-    """Create the Classifier that a description, possibly read from a file, describes; with random weights."""
+def classifier_from(description: NetworkDescription, kind: type[Classifier] = Classifier) -> Classifier:
+    """Create the Classifier that a description, possibly read from a file, describes; with random weights.
+
+    kind: the class to create, a subclass without arguments of its own.
+    """
     arguments: dict[str, Any] = {**description}
     arguments["heads"] = {name: _head_from(head) for name, head in description["heads"].items()}
     arguments["trunk"] = layers_from(description["trunk"])
     arguments["neck"] = Neck(**description.get("neck", {}))
     arguments["embedding"] = embedding_from(description.get("embedding", {}))
-    return Classifier(**arguments)
+    return kind(**arguments)
 
 
 def _head_from(description: HeadDescription) -> Head:

@@ -38,3 +38,8 @@ def decode(
 def sum_by_parent(probs: Tensor, codes: Tensor, num_parents: int) -> Tensor:
     """Sum the columns of each parent's children: probs (B, children) -> (B, num_parents)."""
     return probs.new_zeros(len(probs), num_parents).index_add_(1, codes, probs)
+
+
+def probs_of(logits: dict[str, Tensor], temperature: dict[str, float]) -> dict[str, Tensor]:
+    """Return softmax(logits / temperature), float32 (B, C), of each head in `temperature`; Guo et al. 2017, eq. 9."""
+    return {name: (logits[name].float() / value).softmax(dim=1) for name, value in temperature.items()}

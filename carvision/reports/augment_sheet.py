@@ -57,7 +57,9 @@ def plot_augmented(
             images, partner, share = mix(images, batch["valid"], (seed, epoch, 0, 0))
             others = zip(partner.tolist(), (100 * (1 - share)).tolist(), strict=True)
             captions = [f"{part:.0f} % {names[other]}" if part >= 0.5 else "" for other, part in others]
-        columns.append([Tile(_as_image(image), _caption(text)) for image, text in zip(images, captions, strict=True)])
+        lines = [wrap_text(text, TILE_PX, CAPTION_PT, max_lines=1) if text else [] for text in captions]
+        tiles = zip(map(_as_image, images), lines, strict=True)
+        columns.append([Tile(image, [(line, TEXT) for line in below]) for image, below in tiles])
     labels = [textwrap.wrap(name, 22, max_lines=4, placeholder=f" {ELLIPSIS}") for name in names]
     sheet = [
         Row(tiles, [(line, "normal") for line in label])
@@ -69,14 +71,10 @@ def plot_augmented(
 
 def choose_rows(table: Table, num: int, seed: int) -> list[int]:
     """Choose random photos, one of each class before a second of any."""
-    codes = table.rows[table.finest].to_numpy()
-    order = np.random.default_rng(seed).permutation(len(codes))
-    seen: dict[int, int] = {}
-    turns = []
-    for row in order:
-        turns.append(seen.get(codes[row], 0))
-        seen[codes[row]] = turns[-1] + 1
-    return order[np.argsort(turns, kind="stable")][:num].tolist()
+    order = np.random.default_rng(seed).permutation(len(table))
+    codes = table.rows[table.finest].iloc[order]
+    turns = codes.groupby(codes).cumcount()  # 0 for the first of its class
+    return order[np.argsort(turns.to_numpy(), kind="stable")][:num].tolist()
 
 
 def class_names(table: Table, rows: list[int]) -> list[str]:
@@ -84,10 +82,6 @@ def class_names(table: Table, rows: list[int]) -> list[str]:
     label = table.class_labels[table.finest]
     codes = table.rows[table.finest].to_numpy()[rows]
     return [label.names[code] if code != UNKNOWN else f"{table.finest} not known" for code in codes]
-
-
-def _caption(text: str) -> list[tuple[str, str]]:
-    return [(wrap_text(text, TILE_PX, CAPTION_PT, max_lines=1)[0], TEXT)] if text else []
 
 
 def _as_image(image: Tensor) -> Image.Image:

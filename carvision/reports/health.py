@@ -25,18 +25,8 @@ from carvision.data.paths import nfc, text_of_path
 from carvision.data.table import BOX, UNKNOWN, Table
 from carvision.errors import InputError, suggest
 from carvision.files.atomic import file_stems, write_csv, write_text
+from carvision.reports import plots
 from carvision.reports.photos import ELLIPSIS, Row, Tile, plot_sheet, shorten_name
-from carvision.reports.plots import (
-    FAINT,
-    SPLIT_COLOURS,
-    TEXT,
-    create_panels,
-    draw_bars,
-    draw_histogram,
-    draw_line,
-    finish,
-    label_axes,
-)
 from carvision.reports.tables import TextTable, fits, print_table, without_nan
 
 if TYPE_CHECKING:
@@ -53,7 +43,7 @@ HIDDEN = ("", "p[234678]0", "p([234678]0|[27]5)")  # percentiles hidden on ever 
 NUM_RANDOM = 12  # classes on a sheet of samples if none are chosen
 
 
-def choose_classes(table: Table, show: Sequence[str | int] = (), seed: int = 0) -> dict[str, list[int]]:
+def choose_classes(table: Table, show: Sequence[str | int] = ()) -> dict[str, list[int]]:
     """Choose the codes of each label's classes for its sheet of samples.
 
     Those that `show` names by id or name; for a label without any of them, 12 random ones. Raises InputError for a
@@ -75,17 +65,12 @@ def choose_classes(table: Table, show: Sequence[str | int] = (), seed: int = 0) 
     for label, classes in table.class_labels.items():
         if not chosen[label]:
             count = min(NUM_RANDOM, len(classes))
-            chosen[label] = sorted(np.random.default_rng(seed).choice(len(classes), count, replace=False).tolist())
+            chosen[label] = sorted(np.random.default_rng(0).choice(len(classes), count, replace=False).tolist())
     return chosen
 
 
 def write_health(
-    table: Table,
-    scan: pd.DataFrame,
-    folder: Path,
-    chosen: dict[str, list[int]],
-    num_per_class: int = 8,
-    seed: int = 0,
+    table: Table, scan: pd.DataFrame, folder: Path, chosen: dict[str, list[int]], num_per_class: int = 8
 ) -> dict:
     """Write the report's files into `folder` and return the content of health.json.
 
@@ -102,7 +87,7 @@ def write_health(
     reference = pd.DataFrame([{"split": "ImageNet", **IMAGENET}])
     write_csv(folder / "colours.csv", pd.concat([colours, reference]).round(4).astype({"photos": "Int64"}))
     report = _summarise(table, scan, copies)
-    report["colours"] = without_nan(_rounded(colours))
+    report["colours"] = _rounded(colours)
     report["hints"] = hints_on_values(table, scan)
     stems = file_stems(list(table.class_labels))
     for label in table.class_labels:
@@ -110,11 +95,11 @@ def write_health(
         counts = class_counts(table, label)
         write_csv(folder / f"classes_{stem}.csv", counts)
         plot_class_counts(counts, f"{table.name}, {label}", folder / f"counts_{stem}.png")
-        plot_samples(table, label, chosen[label], folder / f"samples_{stem}.png", num_per_class, seed)
+        plot_samples(table, label, chosen[label], folder / f"samples_{stem}.png", num_per_class)
         report["labels"][label] = {
             "classes": len(counts),
             "unknown": int((table.rows[label] == UNKNOWN).sum()),
-            "splits": without_nan(_rounded(describe_counts(counts))),
+            "splits": _rounded(describe_counts(counts)),
         }
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / "health.json", text + "\n")
@@ -163,11 +148,9 @@ def _summarise(table: Table, scan: pd.DataFrame, copies: pd.DataFrame) -> dict:
 
 
 def _rounded(frame: pd.DataFrame) -> list[dict]:
-    """Return the rows with floats rounded to three digits, as health.json holds them."""
-    return [
-        {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
-        for row in frame.to_dict("records")
-    ]
+    """Return the rows as health.json holds them: with floats of three digits, and None for NaN."""
+    rows = frame.to_dict("records")
+    return without_nan([{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows])
 
 
 def print_health(report: dict, console: Console | None = None) -> int:
@@ -176,16 +159,12 @@ def print_health(report: dict, console: Console | None = None) -> int:
         console = Console()
         if not console.is_terminal:
             console.width = max(console.width, FILE_WIDTH)
-    megabytes = report["bytes"] / 1e6
     kinds = ", ".join(f"{count:,} {name}" for name, count in report["formats"].items())
-    sizes = report["sizes"]
+    sides = [f"{side} {s['min']:,} to {s['max']:,} px, median {s['median']:,}" for side, s in report["sizes"].items()]
     console.print(Text(f"\n{report['name']}: {report['photos']:,} photos in {report['root']}", "bold"), soft_wrap=True)
-    console.print(Text(f"{megabytes:,.1f} MB; {kinds or 'none readable'}", "dim"))
-    if sizes:
-        shape = "; ".join(
-            f"{side} {s['min']:,} to {s['max']:,} px, median {s['median']:,}" for side, s in sizes.items()
-        )
-        console.print(Text(shape, "dim"))
+    console.print(Text(f"{report['bytes'] / 1e6:,.1f} MB; {kinds or 'none readable'}", "dim"))
+    if sides:
+        console.print(Text("; ".join(sides), "dim"))
     _print_problems(report, console)
     _print_copies(report["copies"], console)
     for hint in report["hints"]:
@@ -226,7 +205,6 @@ def _print_copies(copies: dict, console: Console) -> None:
 
 
 def _colour_table(colours: list[dict]) -> TextTable:
-    """Tabulate mean ± standard deviation of each channel, one row per split."""
     channels = ("red", "green", "blue")
     reference: dict = {"split": "ImageNet", "photos": None, **IMAGENET}
     rows = [
@@ -261,44 +239,42 @@ def plot_class_counts(counts: pd.DataFrame, title: str, file: Path) -> None:
     Up to 60 classes: one bar per class, the largest first. More: the curve over the sorted classes, and below it a
     histogram of the class sizes.
     """
-    splits = [name for name in SPLIT_COLOURS if name in counts]
+    splits = [name for name in plots.SPLIT_COLOURS if name in counts]
     order = np.argsort(-counts["total"].to_numpy(), kind="stable")
     counts = counts.iloc[order].reset_index(drop=True)
     if len(counts) <= MAX_BARS:
-        figure, [[axes]] = create_panels(1, 1, 8.5, 1.3 + 0.22 * len(counts))
+        figure, [[axes]] = plots.create_panels(1, 1, 8.5, 1.3 + 0.22 * len(counts))
         names = [shorten_name(name, 48) for name in counts["name"]]
-        draw_bars(axes, names, {split: counts[split] for split in splits}, SPLIT_COLOURS)
-        label_axes(axes, x="photos", grid="x", whole="x")
+        plots.draw_bars(axes, names, {split: counts[split] for split in splits}, plots.SPLIT_COLOURS)
+        plots.label_axes(axes, x="photos", grid="x", whole="x")
     else:
         figure = _curve_and_histogram(counts, splits)
-    finish(figure, f"{title}: {counts['total'].sum():,} photos of {len(counts):,} classes", file)
+    plots.finish(figure, f"{title}: {counts['total'].sum():,} photos of {len(counts):,} classes", file)
 
 
 def _curve_and_histogram(counts: pd.DataFrame, splits: list[str]) -> "Figure":
-    figure, [[curve], [histogram]] = create_panels(2, 1, 9.5, 7, height_ratios=(3, 2))
+    figure, [[curve], [histogram]] = plots.create_panels(2, 1, 9.5, 7, height_ratios=(3, 2))
     total = counts["total"].to_numpy()
     edges, floor = np.arange(len(counts) + 1) + 0.5, np.zeros(len(counts))
     for split in splits:
-        draw_histogram(curve, edges, counts[split], SPLIT_COLOURS[split], split, floor, gaps=False)
+        plots.draw_histogram(curve, edges, counts[split], plots.SPLIT_COLOURS[split], split, floor, gaps=False)
         floor += counts[split]
     first, last = (shorten_name(counts["name"].iloc[i], 40) for i in (0, -1))
     heading = f"largest: {first} ({total[0]:,}); smallest: {last} ({total[-1]:,})"
-    label_axes(curve, heading, "class, sorted by its photos", "photos", whole="y")
+    plots.label_axes(curve, heading, "class, sorted by its photos", "photos", whole="y")
     curve.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
     median = np.median(total)
-    draw_line(curve, (edges[0], edges[-1]), (median, median), TEXT, f"median: {median:,.0f} photos", dashed=True,
-              linewidth=0.8)  # fmt: skip
+    name = f"median: {median:,.0f} photos"
+    plots.draw_line(curve, (edges[0], edges[-1]), (median, median), plots.TEXT, name, dashed=True, linewidth=0.8)
     low, high = int(total.min()), int(total.max())
     width = -(-(high - low + 1) // MAX_BINS)  # whole, so that each bin covers equally many possible counts
     bins = np.arange(low, high + width + 1, width) - 0.5
-    draw_histogram(histogram, bins, np.histogram(total, bins)[0], FAINT)
-    label_axes(histogram, x="photos in a class", y="classes", whole="xy")
+    plots.draw_histogram(histogram, bins, np.histogram(total, bins)[0], plots.FAINT)
+    plots.label_axes(histogram, x="photos in a class", y="classes", whole="xy")
     return figure
 
 
-def plot_samples(
-    table: Table, label: str, classes: Sequence[int], file: Path, num_per_class: int = 8, seed: int = 0
-) -> None:
+def plot_samples(table: Table, label: str, classes: Sequence[int], file: Path, num_per_class: int) -> None:
     """Write a PNG with one row for each of these codes of `label`: its name and random photos of it, whole and upright.
 
     Boxes are drawn if the table has any. At most 60 rows. An unreadable photo is a grey tile.
@@ -310,7 +286,7 @@ def plot_samples(
     boxes = table.rows[BOX].to_numpy(np.float32) if table.has_boxes else None
     for code in classes:
         # Seeded by class, so that it shows the same photos whichever other classes are chosen
-        photos = np.random.default_rng((seed, int(code))).permutation(np.flatnonzero(codes == code))[:num_per_class]
+        photos = np.random.default_rng((0, int(code))).permutation(np.flatnonzero(codes == code))[:num_per_class]
         tiles = [Tile(table.photo(photo), box=None if boxes is None else boxes[photo]) for photo in photos]
         name = textwrap.wrap(table.class_labels[label].names[code], 22, max_lines=3, placeholder=f" {ELLIPSIS}")
         rows.append(Row(tiles or ["no photos"], [(line, "normal") for line in name]))

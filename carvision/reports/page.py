@@ -25,7 +25,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: below its heading paragraphs, a table, a picture (PNG) and further HTML, as far as it has them.
+    """A part of a page: a heading, and any of paragraphs, a table, a picture (PNG) and further HTML, in this order.
 
     markup: HTML that is shown as it is, such as a chart; Markdown leaves it out.
     """

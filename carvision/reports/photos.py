@@ -216,12 +216,12 @@ def width_px(line: str, size: float, weight: str = "normal") -> int:
     return math.ceil(points * DPI / 72)
 
 
-def wrap_label(name: str, end: str, room_px: int, size: float = CAPTION_PT) -> list[str]:
-    """Wrap name + end to one or two lines of room_px; of a name that is too long, the rest is left out."""
+def wrap_label(name: str, end: str, room_px: int) -> list[str]:
+    """Wrap a caption, name + end, to one or two lines of room_px; of a name that is too long, the rest is left out."""
     line = " ".join(name.split()) + end
-    if width_px(line, size) <= room_px:
+    if width_px(line, CAPTION_PT) <= room_px:
         return [line]
-    first, *rest = wrap_text(name, room_px - width_px(INDENT + end, size), size, max_lines=2)
+    first, *rest = wrap_text(name, room_px - width_px(INDENT + end, CAPTION_PT), CAPTION_PT, max_lines=2)
     lines = [first, *(INDENT + line for line in rest)]
     return [*lines[:-1], lines[-1] + end]
 

@@ -1,7 +1,7 @@
 """The style and idioms of all plots: lines, points, bars, histograms; the curves of a run by epoch.
 
-Matrices and sheets of photos, laid out in pixels, are in matrix.py and photos.py. Here alone and there matplotlib is
-imported, inside the functions, so that a command which draws at its end starts without it. Figures are created without
+Matrices and sheets of photos, laid out in pixels, are in matrix.py and photos.py. The functions of these modules import
+matplotlib when they draw, so that a command which draws at its end starts without it. Figures are created without
 pyplot, which would keep global state.
 """
 
@@ -36,12 +36,9 @@ DASHES = (0, (4, 3))
 MAX_MARKED = 30  # points of a line up to which each has a marker
 # Panels of metrics.png, one column each. The second metric, dashed, is computed as in Keras
 OTHERS = {
-    "top-3 accuracy": ("top3",),
-    "top-5 accuracy": ("top5",),
-    "precision": ("precision", "precision_at50"),
-    "recall": ("recall", "recall_at50"),
-    "AUC": ("auc", "auc_keras"),
-}
+    "top-3 accuracy": ("top3",), "top-5 accuracy": ("top5",), "precision": ("precision", "precision_at50"),
+    "recall": ("recall", "recall_at50"), "AUC": ("auc", "auc_keras"),
+}  # fmt: skip
 
 
 def create_panels(rows: int, columns: int, width_in: float, height_in: float, **layout: Any) -> tuple["Figure", Any]:
@@ -164,8 +161,8 @@ def finish(figure: "Figure", title: str, file: Path) -> None:
             handles.setdefault(name, handle)
     if handles:
         columns = max(1, min(len(handles), int(figure.get_figwidth() * 13 / (max(map(len, handles)) + 7))))
-        place: dict[str, Any] = {"loc": "outside lower left", "ncols": columns, "frameon": False, "fontsize": 9}
-        for text in figure.legend(list(handles.values()), list(handles), **place).get_texts():
+        looks: dict[str, Any] = {"loc": "outside lower left", "ncols": columns, "frameon": False, "fontsize": 9}
+        for text in figure.legend(list(handles.values()), list(handles), **looks).get_texts():
             text.set(parse_math=False, color=TEXT)
         figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
     set_title(figure, title)

@@ -79,7 +79,6 @@ def _accuracy_table(split: str, metrics: dict, heads: list[str]) -> TextTable:
 
 
 def _precision_table(split: str, metrics: dict, heads: list[str]) -> TextTable:
-    """Tabulate precision and recall, one row per head and way of averaging."""
     rows = []
     for head in heads:
         for end, average in AVERAGES.items():

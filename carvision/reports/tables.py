@@ -4,13 +4,16 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 JOINT = {"joint/top1": "all heads right", "joint/consistent": "parent and child consistent"}  # metrics of all heads
 BEST, OVERALL = "best", "overall"
@@ -62,6 +65,16 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def best_of_columns(shown: "pd.DataFrame", lowest: Sequence[str] = ()) -> list[list[str]]:
+    """Return "best" or "" for each value of a frame: the largest of its column, or the lowest in those named.
+
+    shown: values as displayed, so that ties are those that a reader sees. A single row has no best.
+    """
+    extremes = [shown[name].min() if name in lowest else shown[name].max() for name in shown]
+    return [[BEST if len(shown) > 1 and v == e else "" for v, e in zip(row, extremes, strict=True)]
+            for row in shown.to_numpy().tolist()]  # fmt: skip
 
 
 def print_table(table: TextTable, console: Console) -> None:

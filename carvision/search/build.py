@@ -1,5 +1,6 @@
 """Build a Sweep from command-line overrides, and check all of it before training."""
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ class Sweep:
     """Hold a checked search.
 
     overrides: of all trials. config: the training's configuration, before anything is drawn. settings: the keys of
-    conf/sweep. objective: {metric: "min" or "max"}. num_epochs: of a trial that is not pruned.
+    conf/sweep. objective: {metric: "min" or "max"}. num_epochs: of a trial that is not pruned. cells: indices of the
+    grid's cells to run, in order; None without a grid.
     """
 
     name: str
@@ -30,6 +32,13 @@ class Sweep:
     settings: dict
     objective: dict[str, str]
     num_epochs: int
+    cells: list[int] | None
+
+    @property
+    def num_trials(self) -> int:
+        """Return the number of trials of the whole search."""
+        wanted = self.settings["trials"]
+        return wanted if self.cells is None else len(self.cells[:wanted])
 
     @property
     def monitor(self) -> tuple[str, str]:
@@ -44,32 +53,32 @@ class Sweep:
 def build_sweep(overrides: list[str], complete: bool = True) -> Sweep:
     """Build the search from command-line overrides. complete: required values must be present. Raises InputError."""
     given, searched = split_overrides(overrides)
-    config, raw, chosen = compose(given, complete=False)
+    (config, raw), chosen = compose_sweep(given, complete=False), choices()
     in_file = [f"{key}={text}" for key, text in flat_config(raw["space"]).items()]
     fixed = split_overrides(in_file)[0]
     if fixed:
         raise InputError(f"sweep.space: {fixed[0]} searches nothing; write choice, range or interval, or leave it out")
     searched = split_overrides([*in_file, *given, *searched])[1]  # a value on the command line is not searched
     known = {*flat_config(config), *config}
-    found = read_space(searched, flat_config(raw["follows"]), lambda key: key in known or is_key(key) or is_group(key))
-    drawn = {key.lstrip("+") for key in (*found.follows, *(dimension.key for dimension in found.dimensions))}
+    space = read_space(searched, flat_config(raw["follows"]), lambda key: key in known or is_key(key) or is_group(key))
     if complete:
-        check_values({key: value for key, value in flat_config(config).items() if value == "???" and key not in drawn})
+        missing = {key: value for key, value in flat_config(config).items() if value == "???"}
+        check_values({key: value for key, value in missing.items() if key not in space.keys})
     settings = {key: value for key, value in raw.items() if key not in ("space", "follows")}
-    for key in [*found.follows, *(dimension.key for dimension in found.dimensions)]:
-        if key.lstrip("+~").startswith(RESERVED):
+    for key in space.keys:
+        if key.startswith(RESERVED):
             raise InputError(f"{key}: can't be searched; it belongs to the search itself")
     check_run_keys(config)
     objective = check_objective(settings["objective"] or {config["callbacks"]["monitor"]: config["callbacks"]["mode"]})
     data = chosen.get("experiment") or chosen["data"]
     name = f"{data}-{chosen['sweep']}"
-    folder = Path(settings["dir"] or Path("sweeps") / f"{data}" / f"{chosen['sweep']}")
+    folder = Path(settings["dir"] or f"sweeps/{data}/{chosen['sweep']}")
     study = settings["study"] or (folder.resolve().name if settings["dir"] else name)
     phases = sum(phase["epochs"] for phase in (config["phases"] or {}).values())
     num_epochs = min(filter(None, (config["trainer"]["max_epochs"], phases)), default=1)
-    sweep = Sweep(study, folder, tuple(given), found, config, settings, objective, num_epochs)
-    check_pruner(sweep)
-    check_sampler(sweep)
+    cells = cells_of(space, settings)
+    sweep = Sweep(study, folder, tuple(given), space, config, settings, objective, num_epochs, cells)
+    check_fit(sweep)
     try_space(sweep, complete)
     return sweep
 
@@ -79,11 +88,10 @@ def describe(sweep: Sweep) -> str:
     share."""
     import yaml
 
-    drawn = {dimension.key: str(dimension) for dimension in sweep.space.dimensions}
-    follows = dict(sweep.space.follows)
-    settings = {"space": drawn, "follows": follows, **sweep.settings}
+    space = {dimension.key: str(dimension) for dimension in sweep.space.dimensions}
+    settings = {"space": space, "follows": dict(sweep.space.follows), **sweep.settings}
     settings |= {"objective": sweep.objective, "dir": str(sweep.folder), "study": sweep.name}
-    fixed = _without(sweep.config, {*drawn, *follows})
+    fixed = _without(sweep.config, {*sweep.space.keys})
     return yaml.safe_dump({"sweep": settings, **fixed}, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -94,12 +102,6 @@ def _without(config: dict, keys: set[str], prefix: str = "") -> dict:
         for name, value in config.items()
         if f"{prefix}{name}" not in keys
     }
-
-
-def compose(overrides: list[str], complete: bool = True) -> tuple[dict, dict, Mapping]:
-    """Return the training's configuration, the search's settings and the chosen conf/ files, all checked. Raises
-    InputError."""
-    return *compose_sweep(overrides, complete), choices()
 
 
 def is_group(key: str) -> bool:
@@ -135,64 +137,57 @@ def check_objective(objective: dict[str, str]) -> dict[str, str]:
     return dict(objective)
 
 
-def check_pruner(sweep: Sweep) -> None:
-    """Raise InputError for a pruner that does not fit the objective, the space or the number of epochs."""
-    pruner, epochs = sweep.settings["pruner"], sweep.settings["min_epochs"]
+def check_fit(sweep: Sweep) -> None:
+    """Raise InputError for a sampler or pruner that does not fit the objective, the space or the number of epochs."""
+    sampler, pruner, epochs = (sweep.settings[key] for key in ("sampler", "pruner", "min_epochs"))
+    if sampler == "cmaes" and all(d.choices for d in sweep.space.dimensions):
+        raise InputError("sweep.sampler: cmaes searches numbers, and the space has only choices; use tpe")
+    if sampler == "cmaes" and len(sweep.objective) > 1:
+        raise InputError("sweep.sampler: cmaes has one objective; with several use tpe")
     if pruner == "none":
         return
     if len(sweep.objective) > 1:
         raise InputError(f"sweep.pruner: {pruner} judges by one objective; with several give sweep.pruner=none")
-    searched = [dimension.key for dimension in sweep.space.dimensions]
-    for key in (*searched, *sweep.space.follows):
-        if pruner == "hyperband" and key.lstrip("+").startswith(("trainer.max_epochs", "phases")):
+    for key in sweep.space.keys:
+        if pruner == "hyperband" and key.startswith(("trainer.max_epochs", "phases")):
             raise InputError(f"{key}: hyperband compares trials of the same number of epochs; don't search it")
     if epochs > sweep.num_epochs:
         raise InputError(f"sweep.min_epochs: {epochs} is more than the {sweep.num_epochs} epochs of a trial")
 
 
-def check_sampler(sweep: Sweep) -> None:
-    """Raise InputError for settings that do not fit the sampler."""
-    settings, sampler = sweep.settings, sweep.settings["sampler"]
-    if sampler == "grid":
-        num = len(sweep.space.grid())
-        outside = [cell for cell in settings["cells"] or () if cell >= num]
-        if outside:
-            raise InputError(f"sweep.cells: {outside[0]} is not one of the grid's {num:,} cells, from 0")
-        return
-    for key in ("cells", "grid_fraction"):
-        if settings[key] is not None:
-            raise InputError(f"sweep.{key}: is for sweep.sampler=grid, and this is {sampler}")
-    if settings["trials"] is None:
-        raise InputError(f"sweep.trials: null is for sweep.sampler=grid; give a number for {sampler}")
-    if sampler == "cmaes" and not any(d.values() is None or not d.choices for d in sweep.space.dimensions):
-        raise InputError("sweep.sampler: cmaes searches numbers, and the space has only choices; use tpe")
-    if sampler == "cmaes" and len(sweep.objective) > 1:
-        raise InputError("sweep.sampler: cmaes has one objective; with several use tpe")
-
-
-class NthValueTrial:
-    """Stand in for an Optuna trial: draw the n-th value of each dimension."""
-
-    def __init__(self, number: int):
-        self.number = number
-
-    def suggest_categorical(self, name: str, values: list):
-        return values[self.number % len(values)]
-
-    def suggest_float(self, name: str, low, high, **_):
-        return high if self.number % 2 else low
-
-    suggest_int = suggest_float
+def cells_of(space: Space, settings: dict) -> list[int] | None:
+    """Return the indices of the grid's cells to run, in order; None without a grid. Raise InputError for settings that
+    do not fit the sampler."""
+    sampler, cells, fraction = (settings[key] for key in ("sampler", "cells", "grid_fraction"))
+    if sampler != "grid":
+        for key in ("cells", "grid_fraction"):
+            if settings[key] is not None:
+                raise InputError(f"sweep.{key}: is for sweep.sampler=grid, and this is {sampler}")
+        if settings["trials"] is None:
+            raise InputError(f"sweep.trials: null is for sweep.sampler=grid; give a number for {sampler}")
+        return None
+    num = len(space.grid())
+    if cells is None and fraction is None:
+        return list(range(num))
+    if cells is None:  # the same cells for every network: they depend only on the seed and the number of cells
+        return sorted(random.Random(settings["seed"]).sample(range(num), max(1, int(num * fraction))))
+    if max(cells, default=0) >= num:
+        raise InputError(f"sweep.cells: {max(cells)} is not one of the grid's {num:,} cells, from 0")
+    return cells
 
 
 def try_space(sweep: Sweep, complete: bool = True) -> None:
     """Compose and check trials in which each choice occurs once. Raise InputError for the first invalid one."""
     num = max(max(len(dimension.choices), 2) for dimension in sweep.space.dimensions)
     for number in range(min(num, MAX_SAMPLE_DRAWS)):
-        drawn = sweep.space.draw(NthValueTrial(number))
+        drawn: dict[str, Value] = {}
+        for one in sweep.space.dimensions:
+            if one.is_drawn(drawn):
+                ends = one.choices or (one.low, one.high)
+                drawn[one.key] = ends[number % len(ends)]
         overrides = sweep.overrides_for(drawn)
         try:
-            compose(overrides, complete)
+            compose_sweep(overrides, complete)
         except InputError as error:
             values = ", ".join(f"{key}={value}" for key, value in drawn.items())
             raise InputError(f"{error} (in a trial with {values})") from None

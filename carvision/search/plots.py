@@ -15,7 +15,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from carvision.reports.plots import DPI, save_figure, set_title, tidy
 from carvision.search.build import Sweep
-from carvision.search.queue import values_of
 
 MAX_KEYS = 6  # in one picture
 MAX_LETTERS = 16  # of a value in a picture
@@ -36,10 +35,9 @@ def plots_of(sweep: Sweep, study: optuna.Study, backend: ModuleType) -> dict[str
     sampled = {key: {str(trial.params.get(key)) for trial in done} for trial in done for key in trial.params}
     keys = [key for key, values in sampled.items() if len(values) > 1][:MAX_KEYS]
     name = next(iter(sweep.objective))
-    named: dict = {"target_name": name}
-    first = {"target": _first_value, **named}
-    # The line of the best value so far needs the study's own objective
-    history = first if len(sweep.objective) > 1 else named
+    first: dict = {"target": _first_value, "target_name": name}
+    # With one objective the study's own, to which Optuna adds the line of the best value so far
+    history = first if len(sweep.objective) > 1 else {"target_name": name}
     plots: dict[str, Callable] = {"history": partial(backend.plot_optimization_history, study, **history)}
     if len(done) > 1 and keys:
         fanova = optuna.importance.FanovaImportanceEvaluator(seed=0)  # Hutter et al. 2014; keys that all trials sampled
@@ -91,7 +89,7 @@ def _completed(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _first_value(trial: FrozenTrial) -> float:
-    return values_of(trial)[0]
+    return (trial.values or [math.nan])[0]
 
 
 def _is_wide(metric: str, study: optuna.Study) -> bool:

@@ -6,31 +6,29 @@ parameters, reported values and folder. Trials are numbered from 0: one whose nu
 sweep.trials.
 
 On one machine, workers take trials one after the other, under a lock. Elsewhere Optuna's storage decides; if two
-workers still took the same trial, it belongs to the one that wrote its name last, and the other one notices.
+workers still took the same trial, it belongs to the one that wrote its id last, and the other one notices.
 
 A worker's death is seen on its own machine at once: it holds a lock on a file in the search's folder, which the system
-releases when the process ends. Other machines see that a counter, which is stored with the trial and raised
-periodically, has stopped; that needs neither synchronised clocks nor a shared disk, and works with every storage.
-Optuna's own heartbeat (RDBStorage(heartbeat_interval=...)) is not used: a journal has none, a trial whose worker died
-before its first beat never counts as stale, and one that is taken again at once counts as stale until its first beat.
+releases when the process ends. A worker on another machine, or one that Ctrl-Z has stopped, counts as dead once its
+heartbeat stops, a counter that is stored with the trial and raised periodically; that needs neither synchronised clocks
+nor a shared disk, and works with every storage. Optuna's own heartbeat (RDBStorage(heartbeat_interval=...)) is not
+used: a journal has none, a trial whose worker died before its first beat never counts as stale, and one that is taken
+again at once counts as stale until its first beat.
 """
 
 import contextlib
 import logging
 import math
-import os
 import platform
-import random
-import signal
 import threading
 import time
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from carvision.errors import one_line
@@ -61,7 +59,6 @@ class Queue:
     def __init__(self, sweep: Sweep, study: optuna.Study, storage: BaseStorage):
         self.sweep, self.study, self.storage = sweep, study, storage
         self.presence = Presence(sweep.folder, sweep.settings["dead_after_s"])
-        self.cells, self.budget = cells_of(sweep), num_to_run(sweep)
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
@@ -77,12 +74,12 @@ class Queue:
                 return None
             trial = self.study.ask()
             heartbeat = Heartbeat(self.storage, trial._trial_id, self.presence.worker)
-        if trial.number < self.budget and heartbeat.is_ours():
-            if self.cells is not None:
-                trial.set_user_attr(CELL, self.cells[trial.number])
+        if trial.number < self.sweep.num_trials and heartbeat.is_ours():
+            if self.sweep.cells is not None:
+                trial.set_user_attr(CELL, self.sweep.cells[trial.number])
             return trial, heartbeat
         heartbeat.end()
-        if trial.number >= self.budget:  # another machine's worker asked at the same moment
+        if trial.number >= self.sweep.num_trials:  # another machine's worker asked at the same moment
             self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         return None
 
@@ -91,8 +88,8 @@ class Queue:
         return not self._can_start() and not any(trial.state == TrialState.RUNNING for trial in self.trials())
 
     def _can_start(self) -> bool:
-        trials = self.trials()
-        return len(trials) < self.budget or any(t.state == TrialState.WAITING for t in trials[: self.budget])
+        trials = self.trials()[: self.sweep.num_trials]
+        return len(trials) < self.sweep.num_trials or any(trial.state == TrialState.WAITING for trial in trials)
 
     def _dead(self) -> list[FrozenTrial]:
         return [t for t in self.trials() if t.state == TrialState.RUNNING and self.presence.is_dead(t)]
@@ -101,12 +98,10 @@ class Queue:
         """Let an interrupted trial wait for a worker to continue it, or fail if too many have died with it."""
         deaths = trial.user_attrs.get(DEATHS, 0) + died
         state = TrialState.FAIL if deaths > self.sweep.settings["retries"] else TrialState.WAITING
-        try:
+        with contextlib.suppress(UpdateFinishedTrialError):  # it had just ended
             self.storage.set_trial_user_attr(trial._trial_id, DEATHS, deaths)
             self.storage.set_trial_user_attr(trial._trial_id, WHY, reason)
             self.storage.set_trial_state_values(trial._trial_id, state)
-        except UpdateFinishedTrialError:  # it had just ended
-            return
 
 
 def owns(worker_id: str, trial: FrozenTrial) -> bool:
@@ -159,21 +154,20 @@ class Presence:
         }  # fmt: skip
         with self.one_at_a_time():  # not while another one removes what looks like a dead worker's
             self.lock = lock_folder(create_folder(self.folder / self.worker["id"]), "")
-        self.seen: dict[int, tuple[object, float]] = {}  # {trial: (its last sign of life, when it was first seen)}
+        self.seen: dict[int, tuple[object, float]] = {}  # {trial: (its last heartbeat, when it was first seen)}
 
     def is_dead(self, trial: FrozenTrial) -> bool:
         """Return whether a running trial's worker has died, as far as this process can know by now."""
         worker = trial.user_attrs.get(WORKER, {})
         if worker.get("id") == self.worker["id"]:
             return False
-        if worker.get("host") == self.worker["host"] and (self.folder / worker["id"]).is_dir():
-            locked = is_locked(self.folder / worker["id"])
-            if locked is not None:
-                return not locked
-        sign, now = (trial.datetime_start, worker.get("id"), trial.user_attrs.get(BEAT)), time.monotonic()
+        own = self.folder / worker.get("id", "")
+        if worker.get("host") == self.worker["host"] and own.is_dir() and is_locked(own) is False:
+            return True
+        beat, now = (trial.datetime_start, worker.get("id"), trial.user_attrs.get(BEAT)), time.monotonic()
         last, since = self.seen.get(trial.number, (None, now))
-        if sign != last:
-            self.seen[trial.number] = sign, now
+        if beat != last:
+            self.seen[trial.number] = beat, now
             return False
         return now - since > max(self.dead_after_s, BEATS_PER_TIMEOUT * worker.get("beat_every_s", 0))
 
@@ -193,44 +187,11 @@ class Presence:
                     path.rmdir()
 
 
-def end_with_parent(lifeline: int, ending: signal.Signals | None = None) -> None:
-    """Send this process the signal (None: SIGKILL) once the process that holds the other end of the pipe is gone."""
-    ending = ending or getattr(signal, "SIGKILL", signal.SIGTERM)
-
-    def watch() -> None:
-        while os.read(lifeline, 1):
-            pass
-        os.kill(os.getpid(), ending)
-
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
-
-
-def num_to_run(sweep: Sweep) -> int:
-    """Return the number of trials of the whole search."""
-    wanted, cells = sweep.settings["trials"], cells_of(sweep)
-    return wanted if cells is None else len(cells) if wanted is None else min(wanted, len(cells))
-
-
-def cells_of(sweep: Sweep) -> list[int] | None:
-    """Return the indices of the grid's cells to run, in order; None without a grid."""
-    settings = sweep.settings
-    if settings["sampler"] != "grid":
-        return None
-    num = len(sweep.space.grid())
-    if settings["cells"] is not None:
-        return settings["cells"]
-    if settings["grid_fraction"] is None:
-        return list(range(num))
-    count = max(1, int(num * settings["grid_fraction"]))
-    # The same cells for every network: they depend only on the seed and the number of cells
-    return sorted(random.Random(settings["seed"]).sample(range(num), count))
-
-
 def trials_of(sweep: Sweep, study: optuna.Study) -> list[FrozenTrial]:
     """Return the search's trials. Those that wait beyond the requested number are left out: it was reduced, or several
     workers asked for the last trial at once."""
-    trials, wanted = study.get_trials(deepcopy=False), num_to_run(sweep)
-    return [trial for trial in trials if trial.number < wanted or trial.state != TrialState.WAITING]
+    trials = study.get_trials(deepcopy=False)
+    return [trial for trial in trials if trial.number < sweep.num_trials or trial.state != TrialState.WAITING]
 
 
 def folder_of(number: int) -> Path:
@@ -238,34 +199,18 @@ def folder_of(number: int) -> Path:
     return Path(TRIALS) / f"{number:04d}"
 
 
-def best_first(sweep: Sweep, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def best_first(study: optuna.Study) -> list[FrozenTrial]:
     """Return the completed trials, best first by the first objective; with several objectives, the Pareto front before
     all others."""
-    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    front = {trial.number for trial in pareto_front(sweep, done)}
-    return sorted(done, key=lambda trial: (trial.number not in front, costs_of(sweep, trial), trial.number))
+    several = len(study.directions) > 1
+    front = {trial.number for trial in study.best_trials} if several else set()
 
+    def rank(trial: FrozenTrial) -> tuple:
+        pairs = zip(trial.values or [], study.directions, strict=True)
+        costs = [-value if direction == StudyDirection.MAXIMIZE else value for value, direction in pairs]
+        return several and trial.number not in front, costs, trial.number
 
-def pareto_front(sweep: Sweep, done: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials that no other dominates (better in one objective and not worse in any)."""
-    costs = [costs_of(sweep, trial) for trial in done]
-
-    def is_dominated(own: tuple[float, ...]) -> bool:
-        return any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in costs)
-
-    return [trial for trial, own in zip(done, costs, strict=True) if not is_dominated(own)]
-
-
-def costs_of(sweep: Sweep, trial: FrozenTrial) -> tuple[float, ...]:
-    """Return the trial's objectives, negated where more is better."""
-    modes = sweep.objective.values()
-    return tuple(value if mode == "min" else -value for mode, value in zip(modes, values_of(trial), strict=True))
-
-
-def values_of(trial: FrozenTrial) -> list[float]:
-    """Return the objectives of a completed trial, in their order."""
-    assert trial.values is not None
-    return trial.values
+    return sorted(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)), key=rank)
 
 
 def last_value(trial: FrozenTrial) -> float:

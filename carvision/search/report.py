@@ -7,8 +7,9 @@ import logging
 import math
 import shlex
 import sys
-import threading
-from typing import NamedTuple
+from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
+from statistics import mean
 
 import optuna
 import pandas as pd
@@ -19,30 +20,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from carvision.config.compose import choices_of
+from carvision.config.compose import choices, choices_of, compose_sweep
 from carvision.files.atomic import create_folder, write_csv, write_text
 from carvision.files.locks import lock_when_free
 from carvision.reports.tables import TextTable, print_table
-from carvision.search.build import Sweep, compose
-from carvision.search.queue import (
-    BEST_EPOCH,
-    CELL,
-    EPOCHS,
-    PARAMETERS,
-    SECONDS,
-    WHY,
-    best_first,
-    folder_of,
-    last_value,
-    num_to_run,
-    trials_of,
-    values_of,
-)
+from carvision.search import queue
+from carvision.search.build import Sweep
+from carvision.search.queue import best_first, folder_of, last_value, trials_of
 
 log = logging.getLogger(__name__)
 
+STDERR = Console(stderr=True)
 MAX_ROWS = 15  # of the live table
-REFRESH_S = 1.0
 WIDTH = 120  # of the table without a terminal
 MAX_SHOWN = 5  # best trials, as in report R0
 OWN_GROUPS = ("sweep", "experiment", "hydra")  # groups that an experiment can't choose
@@ -52,62 +41,27 @@ ABOUT = (
 )
 
 
-class Summary(NamedTuple):
-    """The state of a search.
-
-    total to failed: numbers of trials. best: so far. epochs: trained. saved: epochs, by pruning. seconds_left: NaN if
-    unknown.
-    """
-
-    total: int
-    ended: int
-    running: int
-    pruned: int
-    failed: int
-    best: FrozenTrial | None
-    epochs: int
-    saved: int
-    seconds_left: float
-
-
-def summarise(sweep: Sweep, trials: list[FrozenTrial]) -> Summary:
-    """Summarise the search's trials."""
-    ended = [trial for trial in trials if trial.state.is_finished()]
-    pruned = [trial for trial in ended if trial.state == TrialState.PRUNED]
-    running = sum(trial.state == TrialState.RUNNING for trial in trials)
-    took = [t.duration.total_seconds() for t in ended if t.duration and t.state != TrialState.FAIL]
-    total = num_to_run(sweep)
-    left = (total - len(ended)) * sum(took) / len(took) / max(1, running) if took else math.nan
-    best = best_first(sweep, trials)
-    return Summary(
-        total=total,
-        ended=len(ended),
-        running=running,
-        pruned=len(pruned),
-        failed=sum(trial.state == TrialState.FAIL for trial in ended),
-        best=best[0] if best else None,
-        epochs=sum(num_epochs(trial) for trial in trials),
-        saved=sum(max(0, sweep.num_epochs - num_epochs(trial)) for trial in pruned),
-        seconds_left=left,
-    )
-
-
 def num_epochs(trial: FrozenTrial) -> int:
     """Return how many epochs the trial trained."""
-    return max(trial.user_attrs.get(EPOCHS, 0), trial.last_step or 0)
+    return max(trial.user_attrs.get(queue.EPOCHS, 0), trial.last_step or 0)
 
 
-def line_of(summary: Summary, sweep: Sweep) -> str:
-    """Return the summary as one line."""
-    parts = [f"{summary.ended} of {summary.total} trials have ended"]
-    parts += [f"{count} {what}" for count, what in ((summary.pruned, "pruned"), (summary.failed, "failed")) if count]
-    if summary.running:
-        parts.append(f"{summary.running} running")
-    if summary.best:
-        parts.append(f"best {values_text(summary.best, sweep)} (trial {summary.best.number})")
-    parts.append(f"epochs: {summary.epochs} spent" + (f", {summary.saved} saved" if summary.saved else ""))
-    if summary.ended < summary.total and not math.isnan(summary.seconds_left):
-        parts.append(f"about {duration_text(summary.seconds_left)} left")
+def state_of(sweep: Sweep, study: optuna.Study) -> str:
+    """Return how far the search is, as one line."""
+    trials = trials_of(sweep, study)
+    ended = [trial for trial in trials if trial.state.is_finished()]
+    parts = [f"{len(ended)} of {sweep.num_trials} trials have ended"]
+    counts = Counter(trial.state for trial in trials)
+    named = {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed", TrialState.RUNNING: "running"}
+    parts += [f"{counts[state]} {name}" for state, name in named.items() if counts[state]]
+    if best := best_first(study):
+        parts.append(f"best {values_text(best[0], sweep)} (trial {best[0].number})")
+    saved = sum(max(0, sweep.num_epochs - num_epochs(trial)) for trial in ended if trial.state == TrialState.PRUNED)
+    parts.append(f"epochs: {sum(map(num_epochs, trials))} spent" + (f", {saved} saved" if saved else ""))
+    took = [t.duration.total_seconds() for t in ended if t.duration and t.state != TrialState.FAIL]
+    if took and len(ended) < sweep.num_trials:
+        left = (sweep.num_trials - len(ended)) * mean(took) / max(1, counts[TrialState.RUNNING])
+        parts.append(f"about {duration_text(left)} left")
     return "; ".join(parts)
 
 
@@ -129,93 +83,67 @@ def number_text(value: float) -> str:
 
 def values_text(trial: FrozenTrial, sweep: Sweep) -> str:
     """Format a completed trial's objectives."""
-    return ", ".join(
-        f"{metric} {number_text(value)}" for metric, value in zip(sweep.objective, values_of(trial), strict=True)
-    )
+    pairs = zip(sweep.objective, trial.values or [], strict=True)
+    return ", ".join(f"{metric} {number_text(value)}" for metric, value in pairs)
 
 
 def drawn_text(trial: FrozenTrial) -> str:
     """Format a trial's drawn values as overrides."""
     return ", ".join(
-        f"{key}={value if isinstance(value, str) else f'{value:.4g}'}" for key, value in trial.params.items()
+        f"{key}={value}" if isinstance(value, str) else f"{key}={value:.4g}" for key, value in trial.params.items()
     )
 
 
-def event_text(trial: FrozenTrial, sweep: Sweep, best: FrozenTrial | None) -> str:
+def event_text(sweep: Sweep, study: optuna.Study, trial: FrozenTrial) -> str:
     """Return a line about a trial that started or ended."""
     name, attributes = f"trial {trial.number}", trial.user_attrs
-    seconds = f", {duration_text(attributes[SECONDS])}" if SECONDS in attributes else ""
+    seconds = f", {duration_text(attributes[queue.SECONDS])}" if queue.SECONDS in attributes else ""
     if trial.state == TrialState.RUNNING:
-        again = ", which was interrupted, continues" if WHY in attributes else ""
+        again = ", which was interrupted, continues" if queue.WHY in attributes else ""
         return f"{name}{again}: {drawn_text(trial)}"
     if trial.state == TrialState.COMPLETE:
-        is_best = ", best so far" if best is not None and best.number == trial.number else ""
-        return f"{name}: {values_text(trial, sweep)} at epoch {attributes[BEST_EPOCH]}{seconds}{is_best}"
+        is_best = ", best so far" if best_first(study)[0].number == trial.number else ""
+        return f"{name}: {values_text(trial, sweep)} at epoch {attributes[queue.BEST_EPOCH]}{seconds}{is_best}"
     if trial.state == TrialState.PRUNED:
         outcome = f"{sweep.monitor[0]} {number_text(last_value(trial))}"
         return f"{name}: pruned after {num_epochs(trial)} of {sweep.num_epochs} epochs, {outcome}{seconds}"
     if trial.state == TrialState.WAITING:
-        return f"{name}: interrupted after {num_epochs(trial)} epochs ({attributes.get(WHY)}); it will continue"
-    return f"{name}: failed: {attributes.get(WHY)}"
+        return f"{name}: interrupted after {num_epochs(trial)} epochs ({attributes.get(queue.WHY)}); it will continue"
+    return f"{name}: failed: {attributes.get(queue.WHY)}"
 
 
-class Progress:
-    """Show the table on a terminal while entered as a context manager; report() logs lines otherwise."""
-
-    def __init__(self, sweep: Sweep, study: optuna.Study):
-        self.sweep, self.study = sweep, study
-        self.console = Console(stderr=True)
-        self.live: Live | None = None
-        self.ended = threading.Event()
-
-    def report(self, trial: FrozenTrial) -> None:
-        if self.console.is_terminal:
-            return
-        trials = trials_of(self.sweep, self.study)
-        summary = summarise(self.sweep, trials)
-        log.info("%s", event_text(trial, self.sweep, summary.best))
-        if trial.state != TrialState.RUNNING:
-            log.info("  %s", line_of(summary, self.sweep))
-
-    def __enter__(self) -> "Progress":
-        if self.console.is_terminal:
-            self.live = Live(self._table(), console=self.console, auto_refresh=False, transient=True)
-            self.live.start()
-            self.thread = threading.Thread(target=self._refresh, args=[self.live], daemon=True, name="table-of-trials")
-            self.thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.live:
-            self.ended.set()
-            self.thread.join()
-            self.live.stop()
-
-    def _refresh(self, live: Live) -> None:
-        while not self.ended.wait(REFRESH_S):
-            live.update(self._table(), refresh=True)
-
-    def _table(self) -> Group:
-        trials = trials_of(self.sweep, self.study)
-        line = line_of(summarise(self.sweep, trials), self.sweep)
-        return Group(trials_table(self.sweep, trials, MAX_ROWS), Text(line))
+def report_trial(sweep: Sweep, study: optuna.Study, trial: FrozenTrial) -> None:
+    """Log a trial that started or ended, unless the table shows it."""
+    if STDERR.is_terminal:
+        return
+    log.info("%s", event_text(sweep, study, trial))
+    if trial.state != TrialState.RUNNING:
+        log.info("  %s", state_of(sweep, study))
 
 
-def trials_table(sweep: Sweep, trials: list[FrozenTrial], most: int) -> Table:
-    """Return a table of the best trials and the latest ones, at most `most` rows."""
-    best = best_first(sweep, trials)[: most // 3]
-    last = [t for t in trials if t not in best and t.state != TrialState.WAITING][-(most - len(best)) :]
+def live_table(sweep: Sweep, study: optuna.Study) -> AbstractContextManager:
+    """Return a context that shows the table of trials on a terminal."""
+    if not STDERR.is_terminal:
+        return nullcontext()
+    return Live(
+        get_renderable=lambda: Group(trials_table(sweep, study), Text(state_of(sweep, study))),
+        console=STDERR, refresh_per_second=1, transient=True,
+    )  # fmt: skip
+
+
+def trials_table(sweep: Sweep, study: optuna.Study) -> Table:
+    """Return a table of the best trials and the latest ones."""
+    best = best_first(study)[: MAX_ROWS // 3]
+    others = [t for t in trials_of(sweep, study) if t not in best and t.state != TrialState.WAITING]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("trial", "", *sweep.objective, "epochs"):
         table.add_column(heading, justify="left" if not heading else "right")
     table.add_column("values", overflow="ellipsis", no_wrap=True)
-    for trial in [*best, *last]:
-        running = trial.state == TrialState.RUNNING
-        values = trial.values or [last_value(trial)]
-        texts = [number_text(value) for value in values][: len(sweep.objective)]
+    for trial in [*best, *others[len(best) - MAX_ROWS :]]:
+        texts = [number_text(value) for value in trial.values or [last_value(trial)]]
         texts += [""] * (len(sweep.objective) - len(texts))
         state = "best" if best and trial is best[0] else trial.state.name.lower()
-        style = "bold green" if state == "best" else "cyan" if running else "dim" if not trial.values else ""
+        style = {"best": "bold green", "running": "cyan"}.get(state, "" if trial.values else "dim")
         epochs = f"{num_epochs(trial)}/{sweep.num_epochs}"
         table.add_row(str(trial.number), state, *texts, epochs, drawn_text(trial), style=style)
     return table
@@ -233,19 +161,17 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
     from carvision.search.plots import interactive, write_plots
 
     with lock_when_free(sweep.folder):
-        trials = trials_of(sweep, study)
-        write_csv(sweep.folder / "trials.csv", trials_frame(sweep, trials))
-        best = best_first(sweep, trials)
+        write_csv(sweep.folder / "trials.csv", trials_frame(sweep, trials_of(sweep, study)))
+        best = best_first(study)
         if not best:
             return
         table = best_table(sweep, best[:MAX_SHOWN])
         write_best(sweep, best[0])
         write_plots(sweep, study)
-        about = f"{line_of(summarise(sweep, trials), sweep)}. {ABOUT}"
         sections = sections_of([table], {})
         if plots := interactive(sweep, study):
             sections.append(Section("Interactive plots", markup=Markup("\n".join(plots))))
-        write_page(sweep.folder / "search.html", sweep.name, about, sections)
+        write_page(sweep.folder / "search.html", sweep.name, f"{state_of(sweep, study)}. {ABOUT}", sections)
     print_table(table, Console(width=None if sys.stdout.isatty() else WIDTH))
     print(f"the best trial, {best[0].number}, over three seeds: {command_of(sweep)}")
 
@@ -261,14 +187,14 @@ def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:
             "trial": trial.number,
             "state": trial.state.name.lower(),
             **dict(zip(sweep.objective, values, strict=True)),
-            "best_epoch": known.get(BEST_EPOCH),
+            "best_epoch": known.get(queue.BEST_EPOCH),
             "epochs": num_epochs(trial),
-            "seconds": known.get(SECONDS),
-            "parameters": known.get(PARAMETERS),
+            "seconds": known.get(queue.SECONDS),
+            "parameters": known.get(queue.PARAMETERS),
             **{key: trial.params.get(key) for key in keys},
-            **({"cell": known.get(CELL)} if sweep.settings["sampler"] == "grid" else {}),
+            **({} if sweep.cells is None else {"cell": known.get(queue.CELL)}),
             "folder": folder_of(trial.number).as_posix(),
-            "why": known.get(WHY) if trial.state in (TrialState.FAIL, TrialState.WAITING) else None,
+            "why": known.get(queue.WHY) if trial.state in (TrialState.FAIL, TrialState.WAITING) else None,
         })  # fmt: skip
     frame = pd.DataFrame(rows)
     whole = [name for name in ("best_epoch", "parameters", "cell") if name in frame]
@@ -278,17 +204,13 @@ def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:
 def best_table(sweep: Sweep, best: list[FrozenTrial]) -> TextTable:
     """Return the best trials, with one row per sampled key."""
     keys = list(dict.fromkeys(key for trial in best for key in trial.params))
-    rows = [[metric, *(number_text(values_of(trial)[i]) for trial in best)] for i, metric in enumerate(sweep.objective)]
-    rows.append(["at epoch", *(str(trial.user_attrs.get(BEST_EPOCH, "")) for trial in best)])
-    rows.append(["seconds", *(number_text(trial.user_attrs.get(SECONDS, math.nan)) for trial in best)])
-    below = len(rows)
+    values = [dict(zip(sweep.objective, trial.values or [], strict=True)) for trial in best]
+    rows = [[metric, *(number_text(known[metric]) for known in values)] for metric in sweep.objective]
+    rows.append(["at epoch", *(str(trial.user_attrs.get(queue.BEST_EPOCH, "")) for trial in best)])
+    rows.append(["seconds", *(number_text(trial.user_attrs.get(queue.SECONDS, math.nan)) for trial in best)])
     rows += [[key, *(value_text(trial.params.get(key)) for trial in best)] for key in keys]
-    return TextTable(
-        "The best trials",
-        ["trial", *(str(trial.number) for trial in best)],
-        rows,
-        breaks={below},
-    )
+    header = ["trial", *(str(trial.number) for trial in best)]
+    return TextTable("The best trials", header, rows, breaks={len(sweep.objective) + 2})
 
 
 def value_text(value) -> str:
@@ -297,8 +219,8 @@ def value_text(value) -> str:
 
 def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
     """Write experiment/best.yaml, which carvision.train finds with --config-dir <the search's folder>."""
-    config, _, groups = compose(sweep.overrides_for(trial.params))
-    chosen = {group: name for group, name in groups.items() if not group.startswith(OWN_GROUPS)}
+    config, _ = compose_sweep(sweep.overrides_for(trial.params))
+    chosen = {group: name for group, name in choices().items() if not group.startswith(OWN_GROUPS)}
     # Added groups, such as heads, have nothing to override; others may have been removed
     available = choices_of("train", [f"{group}={name}" for group, name in chosen.items() if "@" not in group])
     monitor, mode = sweep.monitor
@@ -309,7 +231,7 @@ def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
     head = (
         "# @package _global_\n"
         f"# The best trial of the search {sweep.name}: trial {trial.number}, {values_text(trial, sweep)} at epoch "
-        f"{trial.user_attrs.get(BEST_EPOCH)}.\n# {drawn_text(trial)}\n"
+        f"{trial.user_attrs.get(queue.BEST_EPOCH)}.\n# {drawn_text(trial)}\n"
         f"#   {command_of(sweep)}\n"
     )
     text = yaml.safe_dump({"defaults": [*defaults, "_self_"], **config}, sort_keys=False, allow_unicode=True)

@@ -12,70 +12,69 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 
 import optuna
-from optuna.storages import BaseStorage
+from optuna.trial import TrialState
 
 from carvision.config.schema import random_transforms, reason_not_cacheable
 from carvision.errors import InputError
 from carvision.files.atomic import create_folder, open_kept
 from carvision.files.log import start_log
 from carvision.search.build import Sweep
-from carvision.search.queue import WHY, end_with_parent, num_to_run, trials_of
-from carvision.search.report import Progress, line_of, summarise, write_report
+from carvision.search.queue import WHY, trials_of
+from carvision.search.report import STDERR, live_table, report_trial, state_of, write_report
 from carvision.search.study import describe_brackets, open_storage, open_study, storage_errors
 from carvision.search.worker import POLL_EVERY_S, Interrupted, Worker
-from carvision.system.runtime import STOP_SIGNALS
+from carvision.system.runtime import STOP_SIGNALS, end_with_parent
 
 log = logging.getLogger(__name__)
 
-WORKER = "CARVISION_SWEEP_WORKER"  # environment variable with the number of a worker started by another carvision.sweep
+IS_WORKER = "CARVISION_SWEEP_WORKER"  # environment variable of the workers that another carvision.sweep has started
 MAX_STARTS = 5  # of a worker that is killed repeatedly
 
 
 def search(sweep: Sweep, overrides: list[str]) -> None:
     """Run the search until no trial is left to start; print the search's folder last. Exit with 128 + its number after
-    a signal."""
-    quiet_optuna()
+    a signal. overrides: the words of the command line, for the workers."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # no messages about single trials
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     start_log(None)
     remove_launcher_variables()
     storage = open_storage(sweep.settings["storage"], sweep.folder)
     study = open_study(sweep, storage)
+    worker = partial(Worker, sweep, study, storage, partial(report_trial, sweep, study))
     with storage_errors(sweep):
-        work(sweep, study, storage, overrides)
+        if IS_WORKER in os.environ:
+            end_with_parent(sys.stdin.fileno(), signal.SIGTERM)
+            with contextlib.suppress(Interrupted):  # the parent process reports it
+                worker().work()
+            return
+        introduce(sweep, study)
+        signal_number = None
+        try:
+            with live_table(sweep, study):
+                run_workers(sweep, overrides) if sweep.settings["workers"] > 1 else worker().work()
+        except Interrupted as interrupted:
+            signal_number = interrupted.args[0]
+        write_report(sweep, study)
+        conclude(sweep, study, signal_number)
 
 
-def work(sweep: Sweep, study: optuna.Study, storage: BaseStorage, overrides: list[str]) -> None:
-    """Run trials, as a worker that another carvision.sweep has started, or with reports for the user."""
-    progress = Progress(sweep, study)
-    if WORKER in os.environ:
-        end_with_parent(sys.stdin.fileno(), signal.SIGTERM)
-        with contextlib.suppress(Interrupted):  # the parent process reports it
-            Worker(sweep, study, storage, progress.report).work()
-        return
-    introduce(sweep, study)
-    ending = None
-    try:
-        with progress:
-            if sweep.settings["workers"] > 1:
-                run_workers(sweep, overrides, quiet=progress.console.is_terminal)
-            else:
-                Worker(sweep, study, storage, progress.report).work()
-    except Interrupted as interrupted:
-        ending = interrupted.args[0]
-    write_report(sweep, study)
-    summary = summarise(sweep, trials_of(sweep, study))
-    if summary.ended < summary.total:
-        others = f"; {summary.running} are run by other workers" if summary.running else ""
+def conclude(sweep: Sweep, study: optuna.Study, signal_number: int | None) -> None:
+    """Print the search's folder. Exit if a signal ended the search; raise InputError if all trials failed."""
+    trials = trials_of(sweep, study)
+    num_running = sum(trial.state == TrialState.RUNNING for trial in trials)
+    if sum(trial.state.is_finished() for trial in trials) < sweep.num_trials:
+        others = f"; {num_running} are run by other workers" if num_running else ""
         log.info("the search is not finished%s; the same command continues it", others)
     print(f"sweep: {sweep.folder}")
-    if ending is not None:
-        sys.exit(128 + ending)
-    if summary.failed == summary.total:
-        reason = trials_of(sweep, study)[-1].user_attrs.get(WHY)
+    if signal_number is not None:
+        sys.exit(128 + signal_number)
+    if sum(trial.state == TrialState.FAIL for trial in trials) == sweep.num_trials:
         raise InputError(
-            f"sweep: all {summary.total} trials failed, the last with: {reason}. Fix that and search in another folder "
-            f"(sweep.dir=<folder>); their output is in {sweep.folder / 'logs'}"
+            f"sweep: all {sweep.num_trials} trials failed, the last with: {trials[-1].user_attrs.get(WHY)}. Fix that "
+            f"and search in another folder (sweep.dir=<folder>); their output is in {sweep.folder / 'logs'}"
         )
 
 
@@ -87,23 +86,15 @@ def remove_launcher_variables() -> None:
             del os.environ[name]
 
 
-def quiet_optuna() -> None:
-    """Silence Optuna's messages about single trials, and its experimental warnings (the lock file pins its version)."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-
 def introduce(sweep: Sweep, study: optuna.Study) -> None:
-    """Log what is searched, how, and what exists already."""
+    """Log what is searched, how, and how far an earlier start got."""
     for dimension in sweep.space.dimensions:
         log.info("%s: %s", dimension.key, dimension)
     objective = ", ".join(f"{mode} {metric}" for metric, mode in sweep.objective.items())
-    sampler, epochs = sweep.settings["sampler"], sweep.num_epochs
-    log.info(
-        "%d trials of at most %d epoch%s; %s; sampler %s, pruner %s",
-        num_to_run(sweep), epochs, "s" * (epochs > 1), objective, sampler, sweep.settings["pruner"],
-    )  # fmt: skip
-    if sweep.settings["pruner"] == "hyperband":
+    epochs, sampler, pruner = sweep.num_epochs, sweep.settings["sampler"], sweep.settings["pruner"]
+    how = f"at most {epochs} epoch{'s' * (epochs > 1)}; {objective}; sampler {sampler}, pruner {pruner}"
+    log.info("%d trials of %s", sweep.num_trials, how)
+    if pruner == "hyperband":
         for line in describe_brackets(sweep):
             log.info("%s", line)
     if caches_features(sweep):
@@ -111,28 +102,25 @@ def introduce(sweep: Sweep, study: optuna.Study) -> None:
             "the backbone is frozen and its photos stay the same: the features of each backbone are computed once, and "
             "trials train on them"
         )
-    trials = trials_of(sweep, study)
-    if trials:
-        log.info("continuing %s: %s", sweep.folder, line_of(summarise(sweep, trials), sweep))
+    if trials_of(sweep, study):
+        log.info("continuing %s: %s", sweep.folder, state_of(sweep, study))
 
 
 def caches_features(sweep: Sweep) -> bool:
     """Return whether the backbone's features depend on no searched value but the backbone itself."""
-    model, features = sweep.config["model"], sweep.config["features"]["keep"]
-    keys = [dimension.key.lstrip("+") for dimension in sweep.space.dimensions] + [*sweep.space.follows]
-    below = ("augment", "data", "phases", "model.train_layers")
+    config, below = sweep.config, ("augment.", "data.", "phases.", "model.train_layers.")
     return (
-        model["train_layers"] == "none"
-        and features is not False
-        and not random_transforms(sweep.config)
-        and not reason_not_cacheable(sweep.config)
-        and not any(key == name or key.startswith(f"{name}.") for key in keys for name in below)
+        config["model"]["train_layers"] == "none"
+        and config["features"]["keep"] is not False
+        and not random_transforms(config)
+        and not reason_not_cacheable(config)
+        and not any(f"{key}.".startswith(below) for key in sweep.space.keys)
     )
 
 
-def run_workers(sweep: Sweep, overrides: list[str], quiet: bool) -> None:
-    """Run the workers until all have ended. Their output goes to files in the search's folder and, without `quiet`, to
-    the terminal.
+def run_workers(sweep: Sweep, overrides: list[str]) -> None:
+    """Run the workers until all have ended. Their output goes to files in the search's folder and, unless that shows
+    the table, to the terminal.
 
     Raises InputError with a worker's message if all failed, Interrupted after a signal.
     """
@@ -142,8 +130,8 @@ def run_workers(sweep: Sweep, overrides: list[str], quiet: bool) -> None:
     if gpus and num * each > len(gpus):
         log.warning("%d workers with %d GPU%s each share %d GPUs", num, each, "s" * (each > 1), len(gpus))
     workers = [
-        _Worker(sweep, overrides, number, share_of_cores(number, num), share_of_gpus(gpus, number, each))
-        for number in range(num)
+        WorkerProcess(sweep, overrides, index, share_of_cores(index, num), share_of_gpus(gpus, index, each))
+        for index in range(num)
     ]
     received: list[int] = []
     before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in STOP_SIGNALS}
@@ -156,19 +144,20 @@ def run_workers(sweep: Sweep, overrides: list[str], quiet: bool) -> None:
             if len(received) > handled:
                 handled = len(received)
                 for worker in workers:
-                    worker.stop()
+                    worker.process.terminate()
             for worker in workers:
-                worker.relay(quiet)
-                if not received and worker.was_killed() and worker.starts < MAX_STARTS:
-                    log.warning("worker %d was killed by %s; restarting it", worker.number, worker.ending())
+                worker.relay()
+                killed_by = -(worker.process.poll() or 0)
+                if killed_by > 0 and not received and worker.starts < MAX_STARTS:
+                    name = signal.Signals(killed_by).name
+                    log.warning("worker %d was killed by %s; restarting it", worker.number, name)
                     worker.start()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         for worker in workers:
-            worker.stop()
-    for worker in workers:
-        worker.relay(quiet)
+            worker.process.terminate()
+            worker.relay()
     if received:
         raise Interrupted(received[0])
     failed = [worker for worker in workers if worker.process.returncode]
@@ -178,13 +167,13 @@ def run_workers(sweep: Sweep, overrides: list[str], quiet: bool) -> None:
         log.warning("worker %d ended: %s", worker.number, worker.last_line())
 
 
-class _Worker:
-    """A worker in its own process, as another carvision.sweep with WORKER in its environment."""
+class WorkerProcess:
+    """A worker in its own process, as another carvision.sweep with IS_WORKER in its environment."""
 
     def __init__(self, sweep: Sweep, overrides: list[str], index: int, cores: set[int], gpus: list[str]):
         self.number, self.starts, self.cores = index + 1, 0, cores
         self.command = [sys.executable, "-m", "carvision.sweep", *overrides, "sweep.workers=1"]
-        self.environment = {**os.environ, WORKER: str(index)}
+        self.environment = {**os.environ, IS_WORKER: str(index)}
         if gpus:
             self.environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self.output = sweep.folder / "logs" / f"worker_{self.number}.txt"
@@ -202,30 +191,20 @@ class _Worker:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(self.process.pid, self.cores)
 
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-
-    def was_killed(self) -> bool:
-        return (self.process.poll() or 0) < 0
-
-    def ending(self) -> str:
-        return signal.Signals(-self.process.returncode).name
-
-    def relay(self, quiet: bool) -> None:
+    def relay(self) -> None:
         """Copy new worker output to stderr."""
         with self.output.open("rb") as file:
             file.seek(self.relayed)
             output = file.read()
         whole = output[: output.rfind(b"\n") + 1]
         self.relayed += len(whole)
-        if not quiet:
+        if not STDERR.is_terminal:
             sys.stderr.write(whole.decode(errors="replace"))
             sys.stderr.flush()
 
     def last_line(self) -> str:
-        lines = self.output.read_text(errors="replace", encoding="utf-8").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("error: ")
+        lines = self.output.read_text(errors="replace", encoding="utf-8").strip().splitlines()
+        return lines[-1].removeprefix("error: ") if lines else ""
 
 
 def visible_gpus() -> list[str]:

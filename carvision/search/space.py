@@ -10,7 +10,7 @@ from it. Those keys are given as OmegaConf interpolations of the drawn values:
 follows {model.trunk.hidden: "${repeat:${units},${layers}}", model.heads.make.dropout: "${model.trunk.dropout}"}.
 """
 
-import itertools
+import json
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -104,16 +104,13 @@ class Dimension:
             return None
         step = self.step or 1
         count = round((self.high - self.low) / step) + 1
-        values = [self.low + i * step for i in range(count)]
-        return [value if isinstance(self.low, int) else round(value, DIGITS) for value in values]
+        return [round(self.low + i * step, DIGITS) for i in range(count)]
 
     def __str__(self) -> str:
         if self.choices:
             text = f"choice({','.join(map(str, self.choices))})"
-        elif self.step:
-            text = f"{self.low} to {self.high} by {self.step}"
         else:
-            text = f"{self.low} to {self.high}"
+            text = f"{self.low} to {self.high}" + (f" by {self.step}" if self.step else "")
         when = f" if {' and '.join(map(str, self.conditions))}" if self.conditions else ""
         return f"{text}{', log' if self.log else ''}{when}"
 
@@ -130,6 +127,11 @@ class Space:
     follows: Mapping[str, str] = field(default_factory=dict)
     names: frozenset[str] = frozenset()
 
+    @property
+    def keys(self) -> list[str]:
+        """Return the keys that differ between trials, without + and ~: those searched, and those that follow."""
+        return [key.lstrip("+~") for key in (*(dimension.key for dimension in self.dimensions), *self.follows)]
+
     def draw(self, trial) -> dict[str, Value]:
         """Return {key: value} of the dimensions whose conditions hold. trial: optuna.Trial."""
         drawn: dict[str, Value] = {}
@@ -145,10 +147,12 @@ class Space:
             return searched
         # Values not drawn are null: a key may follow from values that only some trials have. They are renamed, as
         # OmegaConf would read optimizer.lr as a path
-        names = {dimension.key: f"drawn_{index}" for index, dimension in enumerate(self.dimensions)}
-        known = {name: drawn.get(key) for key, name in names.items()}
+        known, text = {}, json.dumps(dict(self.follows), ensure_ascii=False)
+        for index, dimension in enumerate(self.dimensions):
+            known[f"drawn_{index}"] = drawn.get(dimension.key)
+            text = text.replace(f"${{{dimension.key}}}", f"${{drawn_{index}}}")
         try:
-            config = OmegaConf.create({**known, FOLLOWING: _renamed(dict(self.follows), names)})
+            config = OmegaConf.create({**known, FOLLOWING: json.loads(text)})
             values = cast(dict, OmegaConf.to_container(config[FOLLOWING], resolve=True))
         except (OmegaConfBaseException, ValueError, TypeError) as error:
             raise InputError(f"sweep.follows: {one_line(error)}") from None
@@ -163,13 +167,8 @@ class Space:
                 raise InputError(
                     f"{dimension.key}: {dimension} has infinitely many values; for a grid use choice or range"
                 )
-            drawn = [
-                cell
-                for so_far in drawn
-                for cell in (
-                    [{**so_far, dimension.key: value} for value in values] if dimension.is_drawn(so_far) else [so_far]
-                )
-            ]
+            parts = [{dimension.key: value} for value in values]
+            drawn = [cell | part for cell in drawn for part in (parts if dimension.is_drawn(cell) else [{}])]
         return drawn
 
     def description(self) -> dict[str, str]:
@@ -177,29 +176,16 @@ class Space:
         return {dimension.key: str(dimension) for dimension in self.dimensions} | dict(self.follows)
 
 
-def _renamed(value, names: Mapping[str, str]):
-    """Return the interpolations with other names."""
-    if isinstance(value, dict):
-        return {key: _renamed(item, names) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_renamed(item, names) for item in value]
-    for key, name in names.items() if isinstance(value, str) else ():
-        value = value.replace(f"${{{key}}}", f"${{{name}}}")
-    return value
-
-
 def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
     """Return the overrides that set a value, and those that search one, with quoted paths. The last override of a key
     wins. Raises InputError."""
-    given: dict[str, str] = {}
-    searched: dict[str, str] = {}
+    found: dict[str, tuple[str, bool]] = {}
     for word in with_quoted_paths(overrides, sweeps=True):
         key, values = _parse(word)
-        target, other = (searched, given) if values else (given, searched)
-        other.pop(key, None)
-        target.pop(key, None)  # so that it comes last
-        target[key] = word
-    return list(given.values()), list(searched.values())
+        found.pop(key, None)  # so that it comes last
+        found[key] = word, values is not None
+    given = [word for word, is_searched in found.values() if not is_searched]
+    return given, [word for word, is_searched in found.values() if is_searched]
 
 
 def read_space(overrides: list[str], follows: Mapping[str, str], is_known: Callable[[str], bool]) -> Space:
@@ -293,14 +279,10 @@ def _in_order(found: dict[str, Dimension]) -> tuple[Dimension, ...]:
                 )
             _require_comparable(dimension, condition, found[condition.key])
     ordered: dict[str, Dimension] = {}
-    while len(ordered) < len(found):
-        ready = [
-            dimension
-            for key, dimension in found.items()
-            if key not in ordered and all(condition.key in ordered for condition in dimension.conditions)
-        ]
+    while left := [dimension for key, dimension in found.items() if key not in ordered]:
+        ready = [one for one in left if all(condition.key in ordered for condition in one.conditions)]
         if not ready:
-            cycle = sorted(itertools.filterfalse(ordered.__contains__, found))
-            raise InputError(f"the conditions of {' and '.join(cycle)} depend on each other")
-        ordered |= {dimension.key: dimension for dimension in ready[:1]}
+            cycle = " and ".join(sorted(dimension.key for dimension in left))
+            raise InputError(f"the conditions of {cycle} depend on each other")
+        ordered[ready[0].key] = ready[0]
     return tuple(ordered.values())

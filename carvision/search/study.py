@@ -10,7 +10,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ from carvision.files.atomic import PARTIAL, write_text
 from carvision.files.folders import LOCK, is_run, refuse_foreign_folder, shorten
 from carvision.files.locks import lock_when_free
 from carvision.search.build import Sweep
-from carvision.search.queue import CELL, RUNNING, TRIALS, cells_of, num_to_run
+from carvision.search.queue import CELL, RUNNING, TRIALS
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -41,6 +41,7 @@ if sys.platform == "win32":  # where symbolic links need privileges
 else:
     from optuna.storages.journal import JournalFileSymlinkLock as JournalLock
 
+MINIMIZE, MAXIMIZE = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
 JOURNAL = "journal.log"
 FIRST_WRITTEN = {LOCK, RUNNING, "logs"}  # what a search with a database creates before its first trial
 WRITTEN = {*FIRST_WRITTEN, TRIALS, "experiment", "trials.csv", "search.html"}
@@ -50,7 +51,6 @@ OPENINGS = 5  # attempts to open a database
 SQLITE_WAIT_S = 60  # for another process that writes to it
 # Attributes by which earlier code marked a trial as interrupted, continued it as a new one, and left one unused
 BROKEN, RETRY_OF, SURPLUS = "broken_off", "retry_of", "surplus"
-OPTUNA_DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
@@ -104,12 +104,11 @@ def _open_database(url: str) -> RDBStorage:
     url = re.sub(r"^sqlite:///(~.*)", lambda match: f"sqlite:///{expand_home(match[1])}", url)
     text = ""
     for _ in range(OPENINGS):  # several workers may create a new database's tables at once
-        if text:
-            time.sleep(random.uniform(0.05, 0.5))
         try:
             return _connect(url)
         except Exception as error:  # SQLAlchemy's, the driver's, Optuna's, or a missing driver
             text = one_line(error, 300)
+            time.sleep(random.uniform(0.05, 0.5))
     raise InputError(
         f"sweep.storage: {url} can't be opened ({text}); takes a database's URL such as sqlite:///sweep.db or "
         "postgresql://user@host/name, or null for a journal in the search's folder"
@@ -181,17 +180,10 @@ class RepairingLock(JournalLock):
 def truncate_partial_line(journal: Path) -> None:
     """Truncate the file after its last newline."""
     with journal.open("r+b") as file:
-        end = file.seek(0, 2)
-        whole = end
-        while whole:
-            start = max(0, whole - 4096)
-            file.seek(start)
-            index = file.read(whole - start).rfind(b"\n")
-            whole = start + index + 1
-            if index >= 0:
-                break
-        if whole < end:
-            file.truncate(whole)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        if file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
@@ -202,7 +194,7 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
         sampler=create_sampler(sweep),
         pruner=create_pruner(sweep.settings, sweep.num_epochs),
         study_name=sweep.name,
-        directions=[OPTUNA_DIRECTIONS[mode] for mode in sweep.objective.values()],
+        directions=[MINIMIZE if mode == "min" else MAXIMIZE for mode in sweep.objective.values()],
         load_if_exists=True,
     )
     # In this order, as another worker may be about to begin the study and its first trial
@@ -224,7 +216,7 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
 
 def require_one_number_a_trial(sweep: Sweep, study: optuna.Study) -> None:
     """Raise InputError for a search by earlier code in which a trial has several numbers."""
-    cells = dict(enumerate(cells_of(sweep) or []))
+    cells = dict(enumerate(sweep.cells or []))
     for trial in study.get_trials(deepcopy=False):
         moved = CELL in trial.user_attrs and trial.user_attrs[CELL] != cells.get(trial.number)
         if moved or {BROKEN, RETRY_OF, SURPLUS} & trial.user_attrs.keys():
@@ -253,17 +245,17 @@ def study_identity(sweep: Sweep) -> dict[str, dict]:
         for key, value in flat_config(sweep.config).items()
         if not key.startswith(("run.", "features.", "callbacks.")) and key not in KEYS_WITHOUT_EFFECT
     }
-    settings = {key: sweep.settings[key] for key in ("sampler", "grid_fraction", "cells")}
-    if settings["sampler"] != "grid":
-        settings = {}
-    else:  # the order of the keys numbers the cells
-        settings["space"] = ", ".join(dimension.key for dimension in sweep.space.dimensions)
-    if settings.get("grid_fraction"):
-        settings["seed"] = sweep.settings["seed"]
+    grid = {}
+    if sweep.cells is not None:
+        grid = {key: sweep.settings[key] for key in ("sampler", "grid_fraction", "cells")}
+        # Their order numbers the cells
+        grid["space"] = ", ".join(dimension.key for dimension in sweep.space.dimensions)
+        if grid["grid_fraction"]:
+            grid["seed"] = sweep.settings["seed"]
     return {
         "space": sweep.space.description(),
         "objective": {"sweep.objective": ", ".join(f"{mode} {metric}" for metric, mode in sweep.objective.items())},
-        "sweep": settings,
+        "sweep": grid,
         "training": config,
     }
 
@@ -277,16 +269,12 @@ def require_same(before: Mapping, now: Mapping, sweep: Sweep) -> None:
         added = keys_added_since(earlier, values) if part == "training" else []
         for key in {**earlier, **values}:
             if earlier.get(key) != values.get(key) and key not in added:
-                changes.append(f"{key}: {_value_text(earlier, key)} became {_value_text(values, key)}")
+                changes.append(f"{key}: {earlier.get(key, 'nothing')} became {values.get(key, 'nothing')}")
     if changes:
         raise InputError(
             f"sweep.dir: {sweep.folder} holds a search with other values: {'; '.join(changes)}. Give the same "
             "overrides to continue it, or another sweep.dir"
         )
-
-
-def _value_text(values: Mapping, key: str) -> str:
-    return str(values[key]) if key in values else "nothing"
 
 
 def create_pruner(settings: Mapping, most: int) -> BasePruner:
@@ -300,17 +288,32 @@ def create_pruner(settings: Mapping, most: int) -> BasePruner:
     }[settings["pruner"]]()
 
 
+def create_sampler(sweep: Sweep) -> BaseSampler:
+    """Create the sampler that conf/sweep names, seeded for each trial."""
+    return SeededByNumber(sweep) if sweep.cells is None else CellSampler(sweep)
+
+
 class SeededByNumber(BaseSampler):
     """Create the sampler anew for each trial, seeded by the trial's number: workers never draw the same values by
     chance, and an interrupted search draws the same values as an undisturbed one."""
 
-    def __init__(self, create: Callable[[int], BaseSampler], seed: int):
-        self.create, self.seed = create, seed
-        self.sampler = create(seed)
+    def __init__(self, sweep: Sweep):
+        self.settings = sweep.settings
+        self.sampler = self._create(sweep.settings["seed"])
+
+    def _create(self, seed: int) -> BaseSampler:
+        startup = self.settings["startup_trials"]
+        match self.settings["sampler"]:
+            case "random":
+                return RandomSampler(seed)
+            case "cmaes":
+                return CmaEsSampler(seed=seed, n_startup_trials=max(1, startup), warn_independent_sampling=False)
+        # group: conditional keys are drawn jointly if their condition holds
+        return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True)
 
     def before_trial(self, study, trial) -> None:
-        digest = hashlib.sha256(f"{self.seed} {trial.number}".encode()).digest()
-        self.sampler = self.create(int.from_bytes(digest[:4], "little"))
+        digest = hashlib.sha256(f"{self.settings['seed']} {trial.number}".encode()).digest()
+        self.sampler = self._create(int.from_bytes(digest[:4], "little"))
         self.sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study, trial):
@@ -330,7 +333,7 @@ class CellSampler(BaseSampler):
     """Give each trial the values of one cell of a grid, by the trial's number."""
 
     def __init__(self, sweep: Sweep):
-        self.cells, self.grid = cells_of(sweep) or [], sweep.space.grid()
+        self.cells, self.grid = sweep.cells or [], sweep.space.grid()
 
     def infer_relative_search_space(self, study, trial):
         return {}
@@ -340,25 +343,6 @@ class CellSampler(BaseSampler):
 
     def sample_independent(self, study, trial, param_name, param_distribution):
         return self.grid[self.cells[trial.number]][param_name]
-
-
-def create_sampler(sweep: Sweep) -> BaseSampler:
-    """Create the sampler that conf/sweep names, seeded for each trial."""
-    if sweep.settings["sampler"] == "grid":
-        return CellSampler(sweep)
-    return SeededByNumber(partial(_create_sampler, sweep), sweep.settings["seed"])
-
-
-def _create_sampler(sweep: Sweep, seed: int) -> BaseSampler:
-    startup = sweep.settings["startup_trials"]
-    return {
-        "random": lambda: RandomSampler(seed),
-        # group: conditional keys are drawn jointly if their condition holds
-        "tpe": lambda: TPESampler(
-            seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
-        ),
-        "cmaes": lambda: CmaEsSampler(seed=seed, n_startup_trials=max(1, startup), warn_independent_sampling=False),
-    }[sweep.settings["sampler"]]()
 
 
 def brackets_of(sweep: Sweep) -> list[tuple[int, list[int]]]:
@@ -376,15 +360,13 @@ def brackets_of(sweep: Sweep) -> list[tuple[int, list[int]]]:
 
 def describe_brackets(sweep: Sweep) -> list[str]:
     """Return a line for each bracket, and a warning if the trials are too few for them."""
-    found, trials = brackets_of(sweep), num_to_run(sweep)
+    found, trials, factor = brackets_of(sweep), sweep.num_trials, sweep.settings["reduction_factor"]
     whole = sum(share for share, _ in found)
-    factor = sweep.settings["reduction_factor"]
     lines = [f"hyperband: {len(found)} bracket{'s' * (len(found) > 1)} of trials of up to {sweep.num_epochs} epochs"]
     for number, (share, rungs) in enumerate(found):
         outcome = f"one of {factor} continues after {', '.join(map(str, rungs))}" if rungs else "none is pruned"
-        lines.append(
-            f"  bracket {number + 1}: {share / whole:.0%}, about {trials * share / whole:.0f} trials; {outcome}"
-        )
+        share /= whole
+        lines.append(f"  bracket {number + 1}: {share:.0%}, about {trials * share:.0f} trials; {outcome}")
     if trials < whole:
         lines.append(
             f"  {trials} trials are too few for these brackets, which need {whole}: pruning will be rare; give more "

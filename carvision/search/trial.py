@@ -14,10 +14,11 @@ from pathlib import Path
 import optuna
 import pytorch_lightning as pl
 
+from carvision.config.compose import compose_sweep
 from carvision.errors import one_line, one_line_errors
-from carvision.search.build import compose
-from carvision.search.queue import PRUNE_AFTER, PRUNED, end_with_parent, owns
+from carvision.search.queue import PRUNE_AFTER, PRUNED, owns
 from carvision.search.study import create_pruner, open_storage
+from carvision.system.runtime import end_with_parent
 from carvision.training.callbacks import History
 from carvision.training.distributed.collectives import broadcast_object
 from carvision.training.distributed.launch import is_first_process, start_processes
@@ -32,7 +33,7 @@ def run_trial(plan_file: Path) -> None:
     """Run the trial, and exit with status 0, PRUNED, or another of carvision.train's."""
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     with one_line_errors():
-        config = compose(plan["words"])[0]
+        config, _ = compose_sweep(plan["words"])
         config["run"] |= {"dir": plan["run"], "test": False}
         config["callbacks"] |= {"monitor": plan["monitor"], "mode": plan["mode"], "progress_bar": False}
         start_processes(config["trainer"])

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -27,24 +26,10 @@ from carvision.errors import InputError, one_line
 from carvision.files.atomic import create_folder, open_kept, write_json
 from carvision.files.folders import remove_checkpoints
 from carvision.files.locks import is_locked
-from carvision.search.build import RUN_OBJECTIVES, Sweep
-from carvision.search.queue import (
-    BEST_EPOCH,
-    EPOCHS,
-    PARAMETERS,
-    PLAN,
-    PRUNED,
-    RUNNING,
-    SECONDS,
-    WHY,
-    Heartbeat,
-    Queue,
-    best_first,
-    end_with_parent,
-    folder_of,
-)
-from carvision.system.machine import FORK
-from carvision.system.runtime import STOP_SIGNALS
+from carvision.search import queue
+from carvision.search.build import Sweep
+from carvision.search.queue import PRUNED, Heartbeat, Queue, best_first, folder_of
+from carvision.system.runtime import STOP_SIGNALS, end_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -65,25 +50,21 @@ class Worker:
         self.sweep, self.study, self.storage, self.report = sweep, study, storage, report
         self.queue = Queue(sweep, study, storage)
         self.received: list[int] = []  # signal numbers
-        self.failures: list[str] | None = []  # None once a trial has succeeded
+        self.num_failures, self.has_succeeded = 0, False
         trainer = sweep.config["trainer"]
-        self.single_process = (
-            trainer["devices"] in (1, "1")
-            and trainer["num_nodes"] == 1
-            and trainer["accelerator"] != "tpu"
-            and not any(d.key.lstrip("+").partition(".")[0] == "trainer" for d in sweep.space.dimensions)
-        )
+        is_single = trainer["devices"] in (1, "1") and trainer["num_nodes"] == 1 and trainer["accelerator"] != "tpu"
+        self.can_fork = is_single and sys.platform == "linux"  # elsewhere forking is not safe
+        self.can_fork &= not any(key.partition(".")[0] == "trainer" for key in sweep.space.keys)
 
     def work(self) -> None:
         """Run trials until all have ended, also those that others run: one of them may die. Raise InputError if all
         fail, Interrupted after a signal."""
-        before = {}
-        if threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        before = {s: signal.signal(s, lambda number, _: self.received.append(number)) for s in STOP_SIGNALS}
         waiting = False
         try:
             while True:
-                self._stop_if_asked()
+                if self.received:
+                    raise Interrupted(self.received[0])
                 claimed = self.queue.next()
                 if claimed:
                     self._run(*claimed)
@@ -98,13 +79,6 @@ class Worker:
             self.queue.presence.end()
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    def _receive(self, number: int, frame) -> None:
-        self.received.append(number)
-
-    def _stop_if_asked(self) -> None:
-        if self.received:
-            raise Interrupted(self.received[0])
 
     def _run(self, trial: Trial, heartbeat: Heartbeat) -> None:
         try:
@@ -122,7 +96,7 @@ class Worker:
                 heartbeat.end()
                 if heartbeat.is_ours():
                     self._record_result(frozen, run, exitcode, output)
-            drop_checkpoints(self.sweep, self.queue.trials())
+            drop_checkpoints(self.sweep, self.study)
         except UpdateFinishedTrialError:
             heartbeat.lost.set()
         finally:
@@ -131,7 +105,6 @@ class Worker:
             log.warning("trial %d: another worker has taken it, as this one was frozen or cut off", trial.number)
         else:
             self.report(self.storage.get_trial(trial._trial_id))
-        self._stop_if_asked()
 
     def _train(self, trial: FrozenTrial, heartbeat: Heartbeat, overrides: list[str], run: Path) -> tuple[int, Path]:
         """Run the trial's process; return its exit status, and the file with its output."""
@@ -152,7 +125,7 @@ class Worker:
     def _run_process(
         self, trial: FrozenTrial, heartbeat: Heartbeat, overrides: list[str], run: Path, output: Path
     ) -> int:
-        plan = self.sweep.folder / RUNNING / heartbeat.worker["id"] / PLAN
+        plan = self.sweep.folder / queue.RUNNING / heartbeat.worker["id"] / queue.PLAN
         settings = {key: self.sweep.settings[key] for key in ("pruner", "min_epochs", "reduction_factor")}
         monitor, mode = self.sweep.monitor
         write_json(plan, {
@@ -160,7 +133,7 @@ class Worker:
             "storage": self.sweep.settings["storage"], "trial_id": trial._trial_id, "settings": settings,
             "worker": heartbeat.worker["id"], "num_epochs": self.sweep.num_epochs, "monitor": monitor, "mode": mode,
         })  # fmt: skip
-        process = TrialProcess(plan, output, self.single_process)
+        process = TrialProcess(plan, output, self.can_fork)
         signals_sent = 0
         try:
             while (exitcode := process.exitcode) is None:
@@ -168,7 +141,7 @@ class Worker:
                 if heartbeat.lost.is_set():  # before it writes a checkpoint
                     process.kill()
                 elif len(self.received) > signals_sent:
-                    process.kill() if signals_sent else process.stop()  # only the first one allows a checkpoint
+                    process.kill() if signals_sent else process.terminate()  # only the first one allows a checkpoint
                     signals_sent = len(self.received)
         except BaseException:
             process.kill()
@@ -185,9 +158,9 @@ class Worker:
             values, reason = objective_values(run, self.sweep.objective)
             if values is None:
                 self._fail(trial, reason)
-                return
-            self.failures = None
-            self._finish(trial, TrialState.COMPLETE, values)
+            else:
+                self.has_succeeded = True
+                self._finish(trial, TrialState.COMPLETE, values)
         elif exitcode == PRUNED:
             self._finish(trial, TrialState.PRUNED)
         elif self.received:
@@ -196,10 +169,16 @@ class Worker:
             self._fail(trial, failure_reason(exitcode, output))
 
     def _fail(self, trial: FrozenTrial, reason: str) -> None:
-        self.storage.set_trial_user_attr(trial._trial_id, WHY, reason)
+        self.storage.set_trial_user_attr(trial._trial_id, queue.WHY, reason)
         self._finish(trial, TrialState.FAIL)
-        if "memory" not in reason.lower():  # other values may need less memory
-            self._count_failure(reason)
+        if self.has_succeeded or "memory" in reason.lower():  # other values may need less memory
+            return
+        self.num_failures += 1
+        if self.num_failures == MAX_FAILURES:
+            raise InputError(
+                f"sweep: the first {MAX_FAILURES} trials of this worker failed, the last with: {reason}. Fix that, and "
+                f"give the same command again; their output is in {self.sweep.folder / 'logs'}"
+            )
 
     def _finish(self, trial: FrozenTrial, state: TrialState, values: list[float] | None = None) -> None:
         try:
@@ -207,43 +186,28 @@ class Worker:
         except (UpdateFinishedTrialError, ValueError) as error:  # another worker has just taken the trial
             log.warning("trial %d: %s", trial.number, one_line(error, 200))
 
-    def _count_failure(self, reason: str) -> None:
-        if self.failures is None:
-            return
-        self.failures.append(reason)
-        if len(self.failures) == MAX_FAILURES:
-            raise InputError(
-                f"sweep: the first {MAX_FAILURES} trials of this worker failed, the last with: {reason}. Fix that, and "
-                f"give the same command again; their output is in {self.sweep.folder / 'logs'}"
-            )
-
 
 def training_attributes(run: Path, epochs: int) -> dict[str, float]:
     """Return the trial attributes known from its run's folder, also of an unfinished run. epochs: that it reported."""
-    facts: dict[str, float] = {EPOCHS: epochs}
+    facts: dict[str, float] = {queue.EPOCHS: epochs}
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        facts[queue.SECONDS] = json.loads((run / "seconds.json").read_text(encoding="utf-8"))["total"]
     if (run / "metrics.json").exists():
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        facts |= {SECONDS: metrics["seconds"]["total"], PARAMETERS: metrics["parameters"]}
-        facts[BEST_EPOCH] = metrics["best_epoch"] + 1
-    else:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            facts[SECONDS] = json.loads((run / "seconds.json").read_text(encoding="utf-8"))["total"]
+        facts |= {queue.SECONDS: metrics["seconds"]["total"], queue.PARAMETERS: metrics["parameters"]}
+        facts[queue.BEST_EPOCH] = metrics["best_epoch"] + 1
     return facts
 
 
 def objective_values(run: Path, objective: dict[str, str]) -> tuple[list[float] | None, str]:
     """Return the objective's values in the best epoch, and ""; or None and the reason, if one is missing or NaN."""
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    values = []
+    known = {f"val/{name}": value for name, value in metrics["val"].items()}
+    known |= {"seconds": metrics["seconds"]["total"], "parameters": metrics["parameters"]}
     for name in objective:
-        if name in RUN_OBJECTIVES:
-            value = metrics["seconds"]["total"] if name == "seconds" else metrics["parameters"]
-        else:
-            value = metrics["val"].get(name.removeprefix("val/"), math.nan)
-        if value is None or math.isnan(value):
+        if known.get(name) is None or math.isnan(known[name]):
             return None, f"{name} is undefined in the best epoch, or no metric of this training"
-        values.append(float(value))
-    return values, ""
+    return [float(known[name]) for name in objective], ""
 
 
 def failure_reason(exitcode: int, output: Path) -> str:
@@ -252,17 +216,15 @@ def failure_reason(exitcode: int, output: Path) -> str:
         name = signal.Signals(-exitcode).name
         return f"its process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
-    lines = [line.strip() for line in text.splitlines()]
-    last = next((line for line in reversed(lines) if line), f"its process ended with status {exitcode}")
-    return last.removeprefix("error: ")[:500]
+    lines = text.strip().splitlines() or [f"its process ended with status {exitcode}"]
+    return lines[-1].strip().removeprefix("error: ")[:500]
 
 
-def drop_checkpoints(sweep: Sweep, trials: list[FrozenTrial]) -> None:
+def drop_checkpoints(sweep: Sweep, study: optuna.Study) -> None:
     """Delete the checkpoints and models of all but the best trials. Another worker may be doing the same."""
-    finished = [trial for trial in trials if trial.state.is_finished()]
-    keep = {trial.number for trial in best_first(sweep, finished)[: sweep.settings["keep"]]}
-    for trial in finished:
-        if trial.number not in keep:
+    keep = {trial.number for trial in best_first(study)[: sweep.settings["keep"]]}
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished() and trial.number not in keep:
             run = sweep.folder / folder_of(trial.number)
             remove_checkpoints(run / "checkpoints")
             for name in ("model.safetensors", "model.json"):
@@ -272,13 +234,19 @@ def drop_checkpoints(sweep: Sweep, trials: list[FrozenTrial]) -> None:
 class TrialProcess:
     """The process of one trial. Its output is appended to the file `output`."""
 
-    def __init__(self, plan: Path, output: Path, single_process: bool):
-        """Start the process. single_process: the training is one process, on a device that a forked one can use."""
+    def __init__(self, plan: Path, output: Path, forked: bool):
+        """Start the process. forked: from one that has imported everything, for a training in one process."""
         self.process: BaseProcess | subprocess.Popen
-        if FORK is not None and single_process:
+        if forked:
+            from multiprocessing import forkserver  # not on Windows
+
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["carvision.search.trial"])
-            # The process ends when the other end is closed, as by kill -9 of this one
+            # The server inherits this: a terminal's Ctrl-C would end it, with a traceback, while it imports
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            forkserver.ensure_running()
+            signal.signal(signal.SIGINT, before)
+            # The trial's process ends when the other end is closed, as by kill -9 of this one
             theirs, self.lifeline = context.Pipe(duplex=False)
             self.process = context.Process(target=_run_forked, args=(plan, output, theirs))
             self.process.start()
@@ -289,6 +257,7 @@ class TrialProcess:
                     [sys.executable, "-m", "carvision.search.trial", str(plan)],
                     stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
                 )  # fmt: skip
+        self.terminate, self.kill = self.process.terminate, self.process.kill  # the former asks for a checkpoint
 
     @property
     def exitcode(self) -> int | None:
@@ -302,15 +271,6 @@ class TrialProcess:
                 self.process.wait(timeout_s)
         else:
             self.process.join(timeout_s)
-
-    def stop(self) -> None:
-        """Ask the process to stop with a checkpoint."""
-        if self.exitcode is None:
-            self.process.terminate()
-
-    def kill(self) -> None:
-        if self.exitcode is None:
-            self.process.kill()
 
 
 def _run_forked(plan: Path, output: Path, lifeline) -> None:

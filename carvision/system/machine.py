@@ -5,14 +5,11 @@ from __future__ import annotations  # so that carvision.doctor can report a Pyth
 import math
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
-# Where forking is safe
-FORK = "fork" if sys.platform == "linux" else None
 NO_LIMIT = 2**60  # bytes; cgroups of version 1 write a number near 2^63 for no limit
 
 
@@ -54,7 +51,7 @@ def _cgroup_folders(controller: str, own: Path, root: Path) -> Iterator[Path]:
 
     The smallest limit among them counts.
     """
-    for line in _lines(own):
+    for line in read_lines(own):
         number, controllers, path = (*line.split(":", 2), "", "")[:3]
         if number == "0":
             mounts = [root, root / "unified"]  # the latter where version 1 is mounted, too
@@ -68,10 +65,11 @@ def _cgroup_folders(controller: str, own: Path, root: Path) -> Iterator[Path]:
 
 
 def _words(file: Path) -> list[str]:
-    return [word for line in _lines(file) for word in line.split()]
+    return [word for line in read_lines(file) for word in line.split()]
 
 
-def _lines(file: Path) -> list[str]:
+def read_lines(file: Path) -> list[str]:
+    """Return the lines of one of the kernel's files; none if it can't be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -80,7 +78,7 @@ def _lines(file: Path) -> list[str]:
 
 def processor_name() -> str:
     """Return the processor's model name, or its architecture if the name is unknown."""
-    for line in _lines(Path("/proc/cpuinfo")):
+    for line in read_lines(Path("/proc/cpuinfo")):
         name, _, value = line.partition(":")
         if name.strip() == "model name":
             return value.strip()

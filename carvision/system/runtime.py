@@ -1,4 +1,4 @@
-"""Settings of the process: threads, text encoding, freed memory, and full precision. Importing it imports no torch."""
+"""Settings of the process: threads, encoding, its end, freed memory, full precision. Importing it imports no torch."""
 
 import contextlib
 import ctypes
@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -19,6 +20,7 @@ DEFAULTS = {
 }
 # Signals that end a run or a search at the next checkpoint
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # which Windows lacks
 # Options of malloc.h
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 CHOSEN_BY_THE_USER = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
@@ -44,6 +46,17 @@ def use_utf8() -> None:
     for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
         with contextlib.suppress(AttributeError, ValueError):  # replaced by another object, or closed
             cast(io.TextIOWrapper, stream).reconfigure(encoding="utf-8", errors=errors)
+
+
+def end_with_parent(lifeline: int, ending: int = SIGKILL) -> None:
+    """Send this process the signal once the process that holds the other end of the pipe has ended."""
+
+    def watch() -> None:
+        while os.read(lifeline, 1):
+            pass
+        os.kill(os.getpid(), ending)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
 
 
 def keep_freed_memory() -> bool:

@@ -40,16 +40,6 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
     fold: the fold that is the validation split; None without k-fold.
     """
     data, augment = cfg["data"], cfg["augment"]
-
-    def read() -> Table:
-        annotations = data["crop_to_box"] or bool(BOX_LABELS & set(cfg["model"]["heads"]))
-        table = build_split(build_table(data, annotations), data["split"], fold)
-        if data["split"]["kind"] == "unseen_classes":
-            table = without_unseen_classes(table)
-        if data["crop_to_box"] and not table.has_boxes:
-            raise InputError(f"data.crop_to_box: {table.name} under {table.root} comes without boxes")
-        return table
-
     create_dataset = partial(
         PhotoDataset,
         preprocessing=build_preprocessing(cfg),
@@ -59,8 +49,15 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
         num_draws=Augment(augment["order"], augment["steps"]).num_draws,
         seed=cfg["seed"],
     )
-    datamodule = PhotoDataModule(
-        read,
+    download(data)
+    annotations = data["crop_to_box"] or bool(BOX_LABELS & set(cfg["model"]["heads"]))
+    table = build_split(build_table(data, annotations), data["split"], fold)
+    if data["split"]["kind"] == "unseen_classes":
+        table = without_unseen_classes(table)
+    if data["crop_to_box"] and not table.has_boxes:
+        raise InputError(f"data.crop_to_box: {table.name} under {table.root} comes without boxes")
+    return PhotoDataModule(
+        table,
         create_dataset,
         batch_size=data["batch_size"],
         num_workers=data["num_workers"],
@@ -68,14 +65,10 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
         epoch_fraction=data["epoch_fraction"],
         on_bad_image=data["on_bad_image"],
         seed=cfg["seed"],
-        download=partial(download, data),
         num_sharing=num_sharing(),
         photos_per_class=data["photos_per_class"],
         sampler_label=cfg["metric_loss"].get("label"),
     )
-    datamodule.prepare_data()
-    datamodule.setup()
-    return datamodule
 
 
 def build_preprocessing(cfg: dict) -> Preprocessing:

@@ -91,7 +91,7 @@ def record_photos(trainer: pl.Trainer, batch_idx: int, file: Path) -> str:
     """Write the photos of a batch of this epoch, of all processes, to the file; return the first few, as text."""
     loader: Any = trainer.train_dataloader  # a ResumableLoader
     rows, photos = loader.sampler.rows(trainer.current_epoch), datamodule_of(trainer).datasets["train"]
-    listed = [photos.path(row) for row in rows[batch_idx]]
+    listed = [photos.paths[row] for row in rows[batch_idx]]
     if trainer.is_global_zero:
         write_csv(file, pd.DataFrame({"epoch": trainer.current_epoch, "batch": batch_idx, "path": listed}))
     return ", ".join(listed[:MAX_SHOWN])

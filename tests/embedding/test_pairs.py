@@ -60,9 +60,9 @@ def test_all_possible_pairs_are_drawn_and_no_others(difficulty):
 
 def test_without_a_possible_pair_or_a_label_that_the_difficulty_needs_the_reason_is_named():
     for columns, difficulty, words in (
-        ({"model": [0, 1, 2, 3]}, "medium", "two photos of one model$"),
-        ({"model": [0, 0, 2, 2]}, "hard", "photos of two model of one parent"),
-        ({"model": [0, 0, 1, 1], "viewpoint": [0, 1, 0, 1]}, "easy", "two photos of one model from one viewpoint"),
+        ({"model": [0, 1, 2, 3]}, "medium", "its 4 photos have no medium pair of the same model"),
+        ({"model": [0, 0, 2, 2]}, "hard", "no hard pair of a different model"),
+        ({"model": [0, 0, 1, 1], "viewpoint": [0, 1, 0, 1]}, "easy", "no easy pair of the same model"),
     ):
         with pytest.raises(InputError, match=words):
             generate_pairs(made_table(4, **columns), "model", difficulty, 10, seed=0)

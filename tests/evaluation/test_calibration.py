@@ -32,8 +32,8 @@ def test_the_temperature_stays_within_its_bounds_and_is_1_if_it_can_not_be_deter
     _, targets = confident()
     faint = 0.001 * torch.eye(6)[targets]
     targets[0] = (targets[0] + 1) % 6  # all but one right
-    assert fit_temperature(faint, targets) == pytest.approx(calibration.COLDEST, rel=1e-2)
-    assert fit_temperature(faint, (targets + 1) % 6) == pytest.approx(calibration.HOTTEST, rel=1e-2)
+    assert fit_temperature(faint, targets) == pytest.approx(calibration.MIN_TEMPERATURE, rel=1e-2)
+    assert fit_temperature(faint, (targets + 1) % 6) == pytest.approx(calibration.MAX_TEMPERATURE, rel=1e-2)
     assert caplog.text.count("at its bound") == 2
     for logits in (torch.zeros(0, 3), torch.zeros(4, 1), torch.full((4, 3), torch.nan), torch.eye(3)[[0] * 4]):
         assert fit_temperature(logits, torch.zeros(len(logits), dtype=torch.int64)) == 1

@@ -155,7 +155,7 @@ def test_confused_pairs_show_photos_of_each_kind(tmp_path, figures):
         predictions = Predictions(paths, tmp_path, boxes, logits, {"model": torch.tensor(targets)}, valid, {})
         table = confused_pairs(confusions(np.array(targets), np.array(predicted)))
         codes, file = torch.tensor(predicted), tmp_path / "confused.png"
-        pictures.plot_pairs(table, predictions, "model", names, codes, "pairs", True, file)
+        pictures.plot_pairs(table, predictions, "model", names, codes, "pairs", file)
         return texts_of(figures[-1])
 
     texts = draw([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], [0, 0, 0, 1, 1, 0, 1, 1, 2, 0, 2])

@@ -49,7 +49,7 @@ def test_the_hubs_library_reads_the_card_and_the_model_is_the_same_also_for_timm
 def test_the_cards_examples_run_and_no_file_says_where_it_was_made(example_folder, exports, demo_photos, monkeypatch):
     monkeypatch.chdir(exports / "hub")
     blocks = (exports / "hub" / "README.md").read_text().split("```python\n")[1:]
-    assert len(blocks) == 2 and "box=(" in blocks[0]  # of a run on boxes
+    assert len(blocks) == 2 and "boxes=[(" in blocks[0]  # of a run on boxes
     for block in blocks:
         exec(block.partition("```")[0].replace("a.jpg", str(example_folder / "a.jpg")), {})
     assert "run:\n  dir: " + RUN.name in (exports / "hub" / "README.md").read_text()

@@ -8,8 +8,7 @@ import yaml
 
 from carvision.errors import InputError
 from carvision.files import folders
-from carvision.files.folders import claim_folder, is_run, refuse_foreign_picture
-from carvision.files.output_folder import MARK, output_folder
+from carvision.files.folders import MARK, claim_folder, is_run, output_folder, refuse_foreign_picture
 from carvision.reports.plots import create_panels, save_figure
 
 GROUPS = ("data", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks")

@@ -1,4 +1,4 @@
-"""carvision.predict as a command and as a function: what it writes, prints and refuses, and that it is resumed."""
+"""The command carvision.predict and a model's method predict: what they return, print and refuse; resuming."""
 
 import contextlib
 import csv
@@ -56,7 +56,6 @@ def predict(monkeypatch, capsys, caplog):
         capsys.readouterr()
         with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as done:
             runpy.run_module("carvision.predict", run_name="__main__")
-        assert carvision.predict.__module__ == "carvision"
         failed = isinstance(done.value.code, str)
         messages = [*caplog.messages, *([done.value.code] if failed else [])]
         return 1 if failed else done.value.code, capsys.readouterr().out, messages
@@ -75,7 +74,7 @@ def test_csv_to_standard_output_in_the_order_of_the_input(run, photos, predict):
     assert code == 0 and list(rows[0]) == COLUMNS
     assert [row["path"] for row in rows] == [photos[5], *photos, photos[0]]
     assert messages == ["left out: 1 files are no photos by their extension (.txt: 1; first: photos/7/notes.txt)"]
-    for row, known in zip(rows[1:-1], carvision.predict(run, photos), strict=True):
+    for row, known in zip(rows[1:-1], carvision.load(run).predict(photos), strict=True):
         for head in ("make", "model"):
             (best,) = known[head]
             assert (row[head], row[f"{head}_id"]) == (best["name"], best["id"])
@@ -98,7 +97,7 @@ def test_a_table_with_boxes_splits_and_truth(photos, predict, tmp_path_factory):
     assert [row["path"] for row in rows] == [*paths[1:9], "gone.jpg"]
     assert [row["model_true"] for row in rows] == ["X5", "X5", "A4", None, None, None, "A4", "A4", "A4"]
     assert rows[-1]["error"] == "the file is missing" and rows[-1]["make"] is None
-    expected = carvision.predict(run, photos[1:9], boxes=[box if box[0] else None for box in boxes[1:9]])
+    expected = carvision.load(run).predict(photos[1:9], boxes=[box if box[0] else None for box in boxes[1:9]])
     got = [row["model_prob"] for row in rows[:8]]
     assert got == pytest.approx([row["model"][0]["prob"] for row in expected], rel=1e-5)
     ids = ["2", "9", "1", None, None, None, "1", "1"]
@@ -179,7 +178,7 @@ def test_an_ensemble_averages_probabilities(run, photos, predict, tmp_path_facto
     assert Image.open("c.png").width == 704  # three photos a row
     both = read_csv(Path("out.csv").read_text(encoding="utf-8"))[0]
     assert both["make_2_id"] != both["make_id"]
-    single = [carvision.predict(path, photos[:1], top=2)[0] for path in (run, other)]
+    single = [carvision.load(path).predict(photos[:1], top=2)[0] for path in (run, other)]
     probs = [{best["id"]: best["prob"] for best in row["make"]} for row in single]
     assert float(both["make_prob"]) == pytest.approx(np.mean([p[both["make_id"]] for p in probs]), rel=1e-4)
 
@@ -245,10 +244,11 @@ def test_photos_of_classes_drawn_at_random():
     assert {truth["model"] for _, truth, _ in every[-1]} == {None}  # grouped by the predicted class
 
 
-def test_the_function_gives_the_values_of_the_loaded_model(run, photos):
+def test_the_method_gives_the_values_of_the_network(run, photos, monkeypatch):
     model = carvision.load(run)
     boxes = [(3, 4, 40, 30), *[None] * 9]
-    found = carvision.predict(model, photos, boxes=boxes, top=2, batch_size=3)
+    monkeypatch.setattr("carvision.inference.predictor.PHOTOS_AT_A_TIME", 3)
+    found = model.predict(photos, boxes=boxes, top=2)
     assert [row["path"] for row in found] == photos
     for file, box, row in zip(photos, boxes, found, strict=True):
         with torch.no_grad():
@@ -265,13 +265,14 @@ def test_the_function_gives_the_values_of_the_loaded_model(run, photos):
     assert len({row["model"][0]["prob"] for row in found}) == 10  # each photo its own
 
 
-def test_images_and_paths_models_and_folders_give_the_same(run, photos):
-    by_path = carvision.predict(run, photos, top=9)
-    by_image = carvision.predict(str(run / "model.safetensors"), [Image.open(file) for file in photos], top=9)
+def test_images_and_paths_give_the_same(run, photos):
+    model = carvision.load(run)
+    by_path = model.predict(photos, top=9)
+    by_image = model.predict([Image.open(file) for file in photos], top=9)
     assert all(row.pop("path") is None for row in by_image)
     assert by_image == [{k: v for k, v in row.items() if k != "path"} for row in by_path]
     assert [len(by_path[0][head]) for head in ("make", "model")] == [2, 3]
-    assert carvision.predict(run, []) == []
+    assert model.predict([]) == []
 
 
 def test_photos_that_cant_be_used_have_their_reason(run, photos, tmp_path, monkeypatch):
@@ -280,7 +281,7 @@ def test_photos_that_cant_be_used_have_their_reason(run, photos, tmp_path, monke
     monkeypatch.setattr("carvision.data.images.MAX_PIXELS", 10_000)
     bomb = Image.new("1", (200, 100))
     given = [tmp_path / "none.jpg", photos[0], tmp_path / "empty.jpg", tmp_path / "torn.jpg", bomb, photos[1]]
-    found = carvision.predict(run, given, boxes=[None] * 5 + [(60, 60, 70, 70)])
+    found = carvision.load(run).predict(given, boxes=[None] * 5 + [(60, 60, 70, 70)])
     assert found[0] == {"path": str(given[0]), "make": [], "model": [], "speed": None, "error": "the file is missing"}
     for row, reason in zip(found, ("missing", None, "empty", "", "bomb", "box 60 60 70 70 "), strict=True):
         assert (row["error"] is None) == (reason is None) and (reason is None or reason in row["error"])
@@ -290,31 +291,29 @@ def test_photos_that_cant_be_used_have_their_reason(run, photos, tmp_path, monke
     ("a.jpg", {}, "is one photo; give a list"), ([IMAGE] * 7, {"boxes": [None]}, "boxes: 1 for 7 photos"),
     ([IMAGE], {"boxes": [(1, 2)]}, r"boxes: \(1, 2\) is not left, top, right, bottom"),
     ([np.zeros((9, 9, 3), np.uint8)], {}, "is a ndarray, .*fromarray"),
-    ([IMAGE], {"top": 0}, "top and batch_size: 0 and 32"),
-    ([IMAGE], {"model": torch.nn.Linear(1, 1)}, "a Linear is not a model of carvision.load"),
+    ([IMAGE], {"top": 0}, "top: 0 is not a whole number from 1"),
 ])  # fmt: skip
 def test_mistakes_are_named(run, photos, options, message):
     with pytest.raises(InputError, match=message):
-        carvision.predict(**{"model": run, "photos": photos} | options)
+        carvision.load(run).predict(photos, **options)
 
 
 # In one process, as torch's import takes seconds
 CODE = """
-import os, sys, carvision
+import copy, os, sys, carvision
 assert "torch" not in sys.modules
 model = carvision.load(sys.argv[1])
+import torch
 libraries = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "torchmetrics"}
 assert not libraries & set(sys.modules)
-[row] = carvision.predict(sys.argv[1], [sys.argv[2]], top=2)
+assert isinstance(model, torch.nn.Module) and not model.training
+[row] = model.predict(sys.argv[2:], top=2)
 assert len(row["make"]) == 2 and not libraries & set(sys.modules)
+assert copy.deepcopy(model).predict(sys.argv[2:], boxes=[None], top=2) == [row]
 
-# The command of the same name hides the function neither before nor after it is imported
-assert callable(carvision.predict) and "carvision.predict" not in sys.modules
 import carvision.predict
+assert not callable(carvision.predict)  # a module, as every command
 assert "OMP_WAIT_POLICY" not in os.environ
-assert carvision.predict(model, sys.argv[2:], top=2) == [row]
-from carvision import predict
-assert predict(sys.argv[1], sys.argv[2:], boxes=[None], top=2) == [row]
 """
 
 

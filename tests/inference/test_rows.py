@@ -9,7 +9,6 @@ import torch
 
 from carvision.errors import InputError
 from carvision.inference.rows import NOT_A_NUMBER, Layout, Row, flatten, rows_of
-from carvision.inference.sources import Photo
 
 IDS = {"make": ["3", "7"], "model": ["1", "2", "9"], "only": ["o"]}
 NAMES = {"make": ["Audi", "BMW"], "model": ["A4", "X5", "X5"], "only": ["One"]}
@@ -31,13 +30,13 @@ def test_rows_against_a_recomputation(predictor):
     torch.manual_seed(0)
     logits = {head: 4 * torch.randn(20, len(ids)) for head, ids in IDS.items()} | {"speed": 100 * torch.rand(20, 1)}
     logits["speed"][4] = math.nan
-    photos = [Photo(f"{i}.jpg", "") for i in range(20)]
+    paths = [f"{i}.jpg" for i in range(20)]
     truths = [{"make": i % 2 if i else None} for i in range(20)]
     reasons = [None] * 20
     reasons[3] = "the file is empty"
     layout = Layout(IDS, predictor.labels, top=2, probs=True)
-    rows = rows_of(predictor, layout, photos, truths, logits, reasons)
-    assert [row.path for row in rows] == [photo.path for photo in photos]
+    rows = rows_of(predictor, layout, paths, truths, logits, reasons)
+    assert [row.path for row in rows] == paths
     none = {"make": [], "speed": None, "model": [], "only": []}
     assert rows[3] == ("3.jpg", none, "the file is empty", {"make": "BMW"}, {})
     assert rows[4] == ("4.jpg", none, NOT_A_NUMBER, {"make": "Audi"}, {})

@@ -13,8 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from carvision.errors import InputError
 from carvision.metrics import neighbours
-from carvision.metrics.exact_search import nearest
-from carvision.metrics.neighbours import knn_metrics, leave_one_out_metrics, num_relevant, query_metrics, vote
+from carvision.metrics.neighbours import knn_metrics, leave_one_out_metrics, nearest, num_relevant, query_metrics, vote
 
 KS = (1, 2, 3, 4, 7, 20)
 both_distances = pytest.mark.parametrize("distance", ["cosine", "l2"])
@@ -147,7 +146,7 @@ def test_leave_one_out_equals_loops(monkeypatch):
     arrays = map(torch.from_numpy, (unit, codes, unit, codes))
     theirs = AccuracyCalculator(include=names, knn_func=CustomKNN(CosineSimilarity())).get_accuracy(*arrays, True)
     assert [found[k] for k in ("recall_at_1", *names[1:2], "map_at_r")] == pytest.approx([theirs[n] for n in names])
-    monkeypatch.setattr(neighbours, "queries_per_block", lambda k: 7)
+    monkeypatch.setattr(neighbours, "query_blocks", lambda rows, k: neighbours.split_blocks(rows, 7))
     assert leave_one_out_metrics(embeddings, codes, recall_at=(1, 3)) == pytest.approx(found)
 
 

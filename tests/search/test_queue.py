@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from carvision.files.atomic import create_folder
 from carvision.search import queue as queue_module
 from carvision.search.build import Sweep, build_sweep
-from carvision.search.queue import CELL, DEATHS, WHY, WORKER, Heartbeat, Queue, cells_of
+from carvision.search.queue import CELL, DEATHS, WHY, WORKER, Heartbeat, Queue, best_first
 from carvision.search.report import trials_frame
 from tests import forked
 from tests.search.small_sweeps import LR, claim, claim_quietly, queue_of, small_sweep, study_of, trials_of
@@ -76,7 +76,7 @@ def test_independent_workers_run_each_trial_once(words, num, storage_words, tmp_
 @pytest.mark.parametrize("seed", range(KILL_ROUNDS))
 def test_killed_workers_lose_and_repeat_nothing(seed, storage_words, tmp_path):
     """CARVISION_KILL_ROUNDS=50 repeats it, with kills at other moments."""
-    words = [LR, "sweep.trials=12", "sweep.retries=99", "sweep.dead_after_s=1", "sweep.sampler=random", *storage_words]
+    words = [LR, "sweep.trials=12", "sweep.retries=99", "sweep.dead_after_s=10", "sweep.sampler=random", *storage_words]
     sweep, chance = small_sweep(tmp_path / "sweep", *words), random.Random(seed)
     workers, kills = [start(sweep, pause_s=0.05) for _ in range(4)], 0
     while any(worker.exitcode != 0 for worker in workers):
@@ -142,6 +142,17 @@ def test_a_worker_on_another_machine_is_dead_when_its_heartbeat_stops_and_notice
     assert ours.trials()[0].user_attrs[WORKER]["host"] == "ours"
 
 
+def test_a_stopped_worker_on_this_machine_is_dead_when_its_heartbeat_stops(tmp_path):
+    sweep = small_sweep(tmp_path / "sweep", LR, "sweep.trials=1", "sweep.dead_after_s=1")
+    process = start(sweep, pause_s=1000)
+    forked.wait_until(lambda: (sweep.folder / "running").is_dir() and any(t.params for t in trials_of(sweep.folder)))
+    os.kill(process.pid, signal.SIGSTOP)  # as by Ctrl-Z
+    queue, taken = queue_of(sweep), []
+    forked.wait_until(lambda: any(taken) or taken.append(claim_quietly(queue)) or any(taken))
+    assert taken[-1].number == 0 and queue.trials()[0].user_attrs[DEATHS] == 1
+    process.kill()
+
+
 def test_of_two_workers_that_took_a_trial_the_first_notices(tmp_path):
     """As may happen where disks have no locks."""
     one, two = (queue_of(small_sweep(tmp_path / "sweep", LR)) for _ in range(2))
@@ -180,11 +191,23 @@ def test_a_trial_too_many_waits_until_more_are_requested(tmp_path, monkeypatch):
     assert claim_quietly(queue_of(small_sweep(tmp_path / "sweep", LR, "sweep.trials=2"))).number == 1
 
 
+def test_the_best_trials_are_those_of_the_pareto_front_then_by_the_first_objective(tmp_path):
+    study = study_of(small_sweep(tmp_path / "sweep", LR, "sweep.objective={val/loss: min, val/model/top1: max}"))
+    for values in ((3.0, 0.1), (1.0, 0.5), (2.0, 0.9), (1.5, 0.5), (1.0, 0.5), (2.0, 0.8)):
+        study.tell(study.ask(), values)
+    assert [trial.number for trial in best_first(study)] == [1, 4, 2, 3, 5, 0]
+    study = study_of(small_sweep(tmp_path / "other", LR, "callbacks.mode=max"))
+    for value in (1.0, 3.0, 2.0, 3.0):
+        study.tell(study.ask(), value)
+    study.ask()
+    assert [trial.number for trial in best_first(study)] == [1, 3, 2, 0]
+
+
 def test_a_fraction_of_the_grid_is_the_same_cells_for_every_network(tmp_path):
     words = ["sweep=grid", "optimizer.lr=0.1,0.01,0.001", "seed=range(24)", "sweep.grid_fraction=0.2"]
-    cells = [cells_of(small_sweep(tmp_path, *words, f"model.backbone={name}")) for name in ("test_resnet", "resnet18")]
+    cells = [small_sweep(tmp_path, *words, f"model.backbone={name}").cells for name in ("test_resnet", "resnet18")]
     assert cells[0] == cells[1] and len(set(cells[0])) == 14 and max(cells[0]) > 35
-    assert cells_of(small_sweep(tmp_path, *words, "sweep.seed=1")) != cells[0]
+    assert small_sweep(tmp_path, *words, "sweep.seed=1").cells != cells[0]
     queue = queue_of(small_sweep(tmp_path / "sweep", *words))
     for cell in cells[0][:3]:
         trial = claim_quietly(queue)
@@ -198,5 +221,5 @@ def test_a_fraction_of_the_grid_is_the_same_cells_for_every_network(tmp_path):
 ])  # fmt: skip
 def test_the_cells_of_report_r4_are_those_in_its_tables(name, printed):
     sweep = build_sweep([f"sweep={name}", "data.root=flowers"])
-    grid, cells = sweep.space.grid(), cells_of(sweep)
-    assert {index: tuple(grid[cells[index]].values()) for index in printed} == printed
+    grid = sweep.space.grid()
+    assert {index: tuple(grid[sweep.cells[index]].values()) for index in printed} == printed

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,6 +148,18 @@ def test_a_killed_or_stopped_search_is_continued_by_the_same_command(tmp_path, d
     assert trial.state == TrialState.COMPLETE and trial.user_attrs["deaths"] == 1
     assert len(trial.intermediate_values) == 30 == len(pd.read_csv(run / "history.csv"))
     assert (run / "run.log").read_text().count("resuming after") == 2
+
+
+@pytest.mark.slow  # with a fork server of its own, which imports what all others have imported already
+def test_ctrl_c_while_the_first_trial_starts_is_silent(tmp_path, demo_photos):
+    words, err = overrides_for(tmp_path / "sweep", *demo(demo_photos), LR, "sweep.trials=1"), tmp_path / "err"
+    command = [sys.executable, "-m", "carvision.sweep", *words]
+    with err.open("wb") as file:
+        process = subprocess.Popen(command, stderr=file, start_new_session=True)
+    wait_until(lambda: "trial 0: " in err.read_text() or process.poll() is not None)
+    time.sleep(1)  # for the interpreter of the fork server to start
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(60) == 130 and "Traceback" not in err.read_text() and "will continue" in err.read_text()
 
 
 @pytest.mark.optuna

@@ -31,7 +31,7 @@ def reads(monkeypatch):
     found, read = [], PhotoDataset.read
 
     def noted(photos: PhotoDataset, batch: dict, keys: list, start: int) -> None:
-        found.extend((photos.path(row), epoch) for row, epoch in keys if row >= 0)
+        found.extend((photos.paths[row], epoch) for row, epoch in keys if row >= 0)
         read(photos, batch, keys, start)
 
     monkeypatch.setattr(PhotoDataset, "read", noted)

@@ -20,17 +20,17 @@ log = logging.getLogger(__name__)
 class PhotoDataModule(pl.LightningDataModule):
     """Load batches of a Table's splits: `Batch` without "reasons", which are reported and removed here.
 
-    read: returns the Table with its split. create_dataset: Table of one split -> PhotoDataset. download: downloads the
-    data set first, if its licence permits. batch_size: "auto" is replaced before training. num_workers: threads that
-    read; None: one fewer than the cores, shared by num_sharing processes of the run, at most 16. sampler,
-    photos_per_class: see TrainSampler's kind. sampler_label: the label that it balances; None: the finest.
-    on_bad_image: "error" raises InputError for the first unreadable photo; "skip" leaves it out of losses and metrics;
-    "blank" uses a grey image instead. bad_images {path: reason} collects them.
+    create_dataset: Table of one split -> PhotoDataset. batch_size: "auto" is replaced before training. num_workers:
+    threads that read; None: one fewer than the cores, shared by num_sharing processes of the run, at most 16. sampler,
+    photos_per_class: see TrainSampler's kind; raises InputError for a batch size that does not suit them.
+    sampler_label: the label that it balances; None: the finest. on_bad_image: "error" raises InputError for the first
+    unreadable photo; "skip" leaves it out of losses and metrics; "blank" uses a grey image instead. bad_images {path:
+    reason} collects them.
     """
 
     def __init__(
         self,
-        read: Callable[[], Table],
+        table: Table,
         create_dataset: Callable[[Table], PhotoDataset],
         batch_size: int,
         num_workers: int | None = None,
@@ -38,46 +38,28 @@ class PhotoDataModule(pl.LightningDataModule):
         epoch_fraction: float = 1.0,
         on_bad_image: str = "error",
         seed: int = 0,
-        download: Callable[[], None] | None = None,
         num_sharing: int = 1,
         photos_per_class: int = 4,
         sampler_label: str | None = None,
     ):
         super().__init__()
-        self.read, self.create_dataset, self.download = read, create_dataset, download
-        self.table: Table | None = None
-        self.datasets: dict[str, PhotoDataset] = {}  # by split
-        self.batch_size = batch_size
+        self.table, self.create_dataset = table, create_dataset
+        parts = {split: table.of_split(split) for split in SPLITS}
+        self.datasets = {split: create_dataset(part) for split, part in parts.items() if len(part)}
+        self.batch_size, self.seed, self.on_bad_image = batch_size, seed, on_bad_image
         self.num_workers = max(1, min(16, num_cores() // num_sharing - 1)) if num_workers is None else num_workers
         self.sampler, self.epoch_fraction = sampler, epoch_fraction
         self.photos_per_class, self.sampler_label = photos_per_class, sampler_label
-        self.on_bad_image = on_bad_image
-        self.seed = seed
         self.bad_images: dict[str, str] = {}
         self.cached_features: Callable[[str], CachedFeatures | None] = lambda split: None  # replace a split's photos
+        if sampler == "per_class" and "train" in self.datasets and batch_size != "auto":
+            self._train_sampler()  # raises now for values that don't fit
 
     def state_dict(self) -> dict:  # for checkpoints: the next start may not read these photos again
         return {"bad_images": self.bad_images}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.bad_images |= state_dict["bad_images"]
-
-    def prepare_data(self) -> None:  # Lightning calls it in one process only
-        if self.download is not None:
-            self.download()
-            self.download = None  # Lightning calls it again before each of fit, validate and test
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read the table, once, into `table` and `datasets`. Raises InputError as `read`, and for a wrong batch size of
-        sampler "per_class"."""
-        if self.table is None:
-            self.table = self.read()
-            for split in SPLITS:
-                part = self.table.of_split(split)
-                if len(part):
-                    self.datasets[split] = self.create_dataset(part)
-            if self.sampler == "per_class" and "train" in self.datasets and self.batch_size != "auto":
-                self._train_sampler()  # raises now for values that don't fit
 
     def require_usable(self, splits: Iterable[str], labels: Iterable[str]) -> None:
         """Raise InputError for the first of these splits without any readable photo, which on_bad_image would silently
@@ -119,13 +101,10 @@ class PhotoDataModule(pl.LightningDataModule):
         return self._train_sampler().batch_size
 
     def _train_sampler(self) -> TrainSampler:
-        assert self.table is not None
         dataset, label = self.datasets["train"], self.table.class_label(self.sampler_label, "metric_loss.label")
-        codes = dataset.targets[label].numpy()
-        shape = self._rank_and_world_size()
         return TrainSampler(
-            codes, self.batch_size, self.sampler, self.epoch_fraction, self.seed, *shape, dataset.packed,
-            self.photos_per_class,
+            dataset.targets[label].numpy(), self.batch_size, self.sampler, self.epoch_fraction, self.seed,
+            *self._rank_and_world_size(), dataset.packed, self.photos_per_class,
         )  # fmt: skip
 
     def val_dataloader(self) -> Loader:
@@ -136,10 +115,9 @@ class PhotoDataModule(pl.LightningDataModule):
 
     def _eval_loader(self, split: str) -> Loader:
         dataset = self.datasets[split]
-        rank, world_size = self._rank_and_world_size()
         packed = dataset.packed
         rows = packed.shard_by_shard() if packed and packed.shards.window else None
-        sampler = TableSampler(len(dataset.paths), self.batch_size, rank, world_size, rows)
+        sampler = TableSampler(len(dataset.paths), self.batch_size, *self._rank_and_world_size(), rows)
         return self.create_loader(self.cached_features(split) or dataset, sampler)
 
     def create_loader(
@@ -165,7 +143,7 @@ class PhotoDataModule(pl.LightningDataModule):
         reason}. Raises InputError if on_bad_image is "error"."""
         bad = {int(row): why for row, why in zip(batch["index"], batch.pop("reasons"), strict=True) if why}
         for row, reason in bad.items():
-            path, location = dataset.path(row), dataset.location(row)
+            path, location = dataset.paths[row], dataset.location(row)
             if self.on_bad_image == "error":
                 raise unusable(location, reason)
             if path not in self.bad_images:

@@ -37,7 +37,7 @@ class Batch(TypedDict):
 
 
 class PhotoDataset:
-    """Batches of photos: dataset[list of Keys] -> Batch with images.
+    """Batches of photos: dataset[list of Keys] -> Batch with images. begin, read: see loader.Photos.
 
     A photo's randomness depends only on (seed, epoch, row), so a run is the same with any number of threads.
     crop_scale, crop_ratio: ranges of the random training crop's area, as a fraction, and aspect ratio. num_draws:
@@ -70,13 +70,9 @@ class PhotoDataset:
         self.num_draws = num_draws
         self.seed = seed
 
-    def path(self, row: int) -> str:
-        """Return the photo's path in the table."""
-        return self.paths[row]
-
     def location(self, row: int) -> str:
         """Return where the photo lies, for messages."""
-        path = self.path(row)
+        path = self.paths[row]
         return str(self.packed.photo(row, path)) if self.packed else os.path.join(self.root, path)  # noqa: PTH118
 
     def __getitem__(self, keys: list[Key]) -> Batch:
@@ -104,7 +100,7 @@ class PhotoDataset:
                 images[i] = BLANK
                 continue
             try:
-                data = self.packed.read(row, epoch) if self.packed else read_file(file_of(self.root, self.path(row)))
+                data = self.packed.read(row, epoch) if self.packed else read_file(file_of(self.root, self.paths[row]))
                 box = None if self.boxes is None else self.boxes[row]
                 decode_into(data, self.preprocessing, images[i], box, window, shift)
             except BadImage as reason:

@@ -1,12 +1,11 @@
 """Load batches of photos with threads, in the order of a sampler."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 
-from carvision.data.loading.samplers import TrainSampler
 from carvision.data.threads import InThreads
 
 BATCHES_AHEAD = 2  # that are read while the current one is used
@@ -14,15 +13,12 @@ PART = 8  # photos a task, at most: enough for little overhead, few enough to en
 
 
 class Photos(Protocol):
-    """A dataset whose batches are filled by several threads."""
+    """A dataset whose batches are filled by several threads: `begin` returns a batch with memory for the photos of
+    these keys, `read` fills in some of them, from position `start` of the batch on."""
 
-    def begin(self, keys: list, pin_memory: bool, /) -> Any:
-        """Return the batch of these keys, with memory for its photos."""
-        ...
+    def begin(self, keys: list, pin_memory: bool, /) -> Any: ...
 
-    def read(self, batch: Any, keys: list, start: int, /) -> None:
-        """Fill in the photos of `keys`, which are part of the batch, from position `start` on."""
-        ...
+    def read(self, batch: Any, keys: list, start: int, /) -> None: ...
 
 
 class Loader:
@@ -38,12 +34,13 @@ class Loader:
     def __init__(
         self, dataset: Photos, sampler: Iterable[list], batch_size: int, num_workers: int = 0, pin_memory: bool = False
     ):
-        self.dataset, self.sampler, self.batch_size = dataset, sampler, batch_size
+        self.dataset, self.batch_size = dataset, batch_size
+        self.sampler: Any = sampler
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.started: InThreads | None = None
 
     def __len__(self) -> int:
-        return len(cast(Sized, self.sampler))
+        return len(self.sampler)
 
     def start(self) -> None:
         """Start reading the next iteration's first batches now."""
@@ -87,18 +84,14 @@ def _use_one_thread() -> None:
 
 
 class ResumableLoader(Loader):
-    """Loader of training batches that counts those of the current epoch. Lightning stores the count in checkpoints, and
-    a run that resumes inside an epoch starts with the next batch."""
+    """Loader in the order of a TrainSampler that counts the batches of the current epoch. Lightning stores the count in
+    checkpoints, and a run that resumes inside an epoch starts with the next batch."""
 
     given = 0
 
-    @property
-    def train_sampler(self) -> TrainSampler:
-        return cast(TrainSampler, self.sampler)
-
     def __iter__(self) -> Iterator[Any]:
-        self.given = self.train_sampler.start
-        yield from map(self._count, super().__iter__())
+        self.given = self.sampler.start
+        yield from map(self._count, super().__iter__())  # not in a loop, whose variable would keep a batch too long
 
     def _count(self, batch: Any) -> Any:
         self.given += 1
@@ -108,4 +101,4 @@ class ResumableLoader(Loader):
         return {"given": self.given}
 
     def load_state_dict(self, state: dict) -> None:
-        self.train_sampler.start = state["given"] % len(self.train_sampler)  # 0 after a whole epoch
+        self.sampler.start = state["given"] % len(self.sampler)  # 0 after a whole epoch

@@ -11,27 +11,15 @@ import io
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pyarrow.compute
 import pyarrow.parquet
 
-from carvision.config.validators import (
-    MAX_JSON_BYTES,
-    Check,
-    check_parent,
-    either,
-    list_of,
-    mapping_of,
-    matching,
-    optional,
-    parse_json,
-    record,
-    text,
-    whole,
-)
+from carvision.config import validators as allow
+from carvision.config.validators import MAX_JSON_BYTES, check_parent, parse_json
 from carvision.data.packs.read import Shard, Shards
 from carvision.data.packs.remote import NUM_AHEAD, Cache, fetch, fetch_text, is_url
 from carvision.data.readers.disk import existing_root
@@ -44,65 +32,32 @@ log = logging.getLogger(__name__)
 
 INDEX, TABLE = "pack.json", "table.parquet"
 STATE = "packing"
+NO_SPLIT = "unsplit"  # photos that the data set's own split leaves out
 FORMAT = 1
 HINT = "Give the folder that python -m carvision.pack has written, or a URL of it"
 
 # What pack.json may hold. Behind a URL it may come from anybody, and it decides what is read, and written where.
-_sha256 = matching("[0-9a-f]{64}", "a SHA-256 as 64 hexadecimal digits")
-_any_text = matching("(?s).*", "a text")
-_classes = record(ids=list_of(text), names=list_of(_any_text), parent=optional(text), parent_codes=list_of(whole(0)))
-FIELDS: dict[str, Check] = {
-    "name": text,
-    "photos": mapping_of(whole(1, 2**40)),
-    "finest": text,
-    "heads": list_of(text),
-    "labels": mapping_of(either(_classes, record(unit=_any_text))),
-    "table": record(bytes=whole(1, 2**31), sha256=_sha256),
-    "shards": list_of(
-        record(
-            name=matching(r"[a-z]{1,20}-\d{5,9}\.tar", "a name such as train-00000.tar"),
-            bytes=whole(1, 2**40),
-            sha256=_sha256,
-        )
-    ),
+_sha256 = allow.matching("[0-9a-f]{64}", "a SHA-256 as 64 hexadecimal digits")
+_shard_name = allow.matching(r"[a-z]{1,20}-\d{5,9}\.tar", "a name such as train-00000.tar")
+_texts, _any_text = allow.list_of(allow.text), allow.matching("(?s).*", "a text")
+_parent = {"parent": allow.optional(allow.text), "parent_codes": allow.list_of(allow.whole(0))}
+_classes = allow.record(ids=_texts, names=allow.list_of(_any_text), **_parent)
+FIELDS: dict[str, allow.Check] = {
+    "name": allow.text,
+    "photos": allow.mapping_of(allow.whole(1, 2**40)),
+    "finest": allow.text,
+    "heads": _texts,
+    "labels": allow.mapping_of(allow.either(_classes, allow.record(unit=_any_text))),
+    "table": allow.record(bytes=allow.whole(1, 2**31), sha256=_sha256),
+    "shards": allow.list_of(allow.record(name=_shard_name, bytes=allow.whole(1, 2**40), sha256=_sha256)),
 }
-RESERVED = ("path", "split", "group", *BOX, *LOCATION, SOURCE)  # columns that are not labels
 # Bytes per photo in table.parquet: the four of the checksum can't be compressed, and the path is the longest text
 MIN_ROW_BYTES, MAX_ROW_BYTES = 4, 5000
 MIN_PHOTO_BYTES = 2 * 512  # in a shard: the headers of its two members
 
 
-class FileDescription(TypedDict):
-    """A file of a pack: its size, and the SHA-256 of its content as hex."""
-
-    bytes: int
-    sha256: str
-
-
-class ShardDescription(FileDescription):
-    name: str
-
-
-class PackIndex(TypedDict):
-    """The content of pack.json.
-
-    photos: their number in each split. labels: Classes or Number as plain values. table: table.parquet. packed: the
-    options that the photos were packed with.
-    """
-
-    format: int
-    name: str
-    photos: dict[str, int]
-    finest: str
-    heads: list[str]
-    labels: dict[str, dict[str, Any]]
-    table: FileDescription
-    shards: list[ShardDescription]
-    packed: dict[str, Any]
-
-
-def write_index(table: Table, packed: dict[str, Any]) -> PackIndex:
-    """Write table.parquet and then pack.json into the folder table.shards.root; return the content of pack.json.
+def write_index(table: Table, packed: dict[str, Any]) -> None:
+    """Write table.parquet and then pack.json into the folder table.shards.root.
 
     packed: the options that the photos were packed with.
     """
@@ -111,8 +66,8 @@ def write_index(table: Table, packed: dict[str, Any]) -> PackIndex:
     with atomic_file(folder / TABLE) as partial:
         table.rows.to_parquet(partial, index=False)
     content = (folder / TABLE).read_bytes()
-    counts = table.rows["split"].replace("", "unsplit").value_counts()
-    index: PackIndex = {
+    counts = table.rows["split"].replace("", NO_SPLIT).value_counts()
+    index = {
         "format": FORMAT,
         "name": table.name,
         "photos": {name: int(counts[name]) for name in sorted(counts.index)},
@@ -120,11 +75,10 @@ def write_index(table: Table, packed: dict[str, Any]) -> PackIndex:
         "heads": list(table.heads),
         "labels": {name: asdict(label) for name, label in table.labels.items()},
         "table": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
-        "shards": [{"name": each.name, "bytes": each.bytes, "sha256": each.sha256} for each in shards.all],
+        "shards": [asdict(shard) for shard in shards.all],
         "packed": packed,
     }
     write_json(folder / INDEX, index)
-    return index
 
 
 def read_packed(
@@ -144,10 +98,24 @@ def read_packed(
     if is_url(root):
         return _read_remote(str(root).rstrip("/"), window, cache or cache_folder() / "packs", cache_gb)
     folder = existing_root(root, HINT)
-    index = read_index(folder)
-    table = parse_table(index, (folder / TABLE).read_bytes(), folder, window)
-    damaged = [i for i, shard in enumerate(shards_of(table).all) if _size(folder / shard.name) != shard.bytes]
-    return without_shards(table, damaged, allow_missing) if damaged else table
+    table = read_index(folder, window)
+    shards = shards_of(table).all
+    files = (folder / shard.name for shard in shards)
+    sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
+    damaged = [i for i, shard in enumerate(shards) if sizes[i] != shard.bytes]
+    if not damaged:
+        return table
+    first, size = shards[damaged[0]], sizes[damaged[0]]
+    what = "is missing" if size < 0 else f"has {size:,} bytes instead of {first.bytes:,}"
+    text = f"data.root: {len(damaged)} of the {len(shards)} shards of {folder} are damaged ({first.name} {what})"
+    lost = table.rows[LOCATION[0]].isin(damaged)
+    if not allow_missing or lost.all():
+        raise InputError(
+            f"{text}. The command that packed them writes such shards again; data.allow_missing=true continues "
+            f"without their {lost.sum():,} photos"
+        )
+    log.warning("%s; continuing without their %s photos", text, f"{lost.sum():,}")
+    return table.select(~lost).without_empty_classes()
 
 
 def _read_remote(url: str, window: int | None, folder: Path, cache_gb: float | None) -> Table:
@@ -159,7 +127,7 @@ def _read_remote(url: str, window: int | None, folder: Path, cache_gb: float | N
     needed = sum(shard.bytes for shard in shards)
     if window is not None:
         needed = min(needed, (window + NUM_AHEAD + 1) * max(shard.bytes for shard in shards))
-    if cache_gb is not None and cache.limit_bytes is not None and cache.limit_bytes < needed:
+    if cache_gb is not None and cache_gb * 1e9 < needed:
         raise InputError(
             f"data.cache_gb: {cache_gb:g} is less than the {needed / 1e9:.3g} GB needed at a time; give more, or a "
             f"smaller data.shuffle_shards ({'all are shuffled' if window is None else window} now)"
@@ -171,46 +139,45 @@ def _read_remote(url: str, window: int | None, folder: Path, cache_gb: float | N
     return table
 
 
-def read_index(folder: Path) -> PackIndex:
-    """Read pack.json of a folder. Raises InputError if there is no complete pack."""
+def read_index(folder: Path, window: int | None = None) -> Table:
+    """Read the Table from pack.json and table.parquet, without looking at the shards. Raises InputError."""
     file = folder / INDEX
     if not file.is_file() and (folder / STATE).is_dir():
         raise InputError(f"data.root: the pack in {folder} is not finished; run the command that started it again")
     if not file.is_file() or not (folder / TABLE).is_file():
         raise InputError(f"data.root: {folder} is no pack, as it has no {INDEX} with {TABLE}. {HINT}")
     with file.open("rb") as opened:
-        return parse_index(opened.read(MAX_JSON_BYTES + 1), str(file))
+        index = parse_index(opened.read(MAX_JSON_BYTES + 1), str(file))
+    return parse_table(index, (folder / TABLE).read_bytes(), folder, window)
 
 
-def parse_index(content: bytes, name: str) -> PackIndex:
+def parse_index(content: bytes, name: str) -> dict[str, Any]:
     """Parse and check pack.json: files have plain names, numbers are in range, classes are consistent.
 
     name: of the file, for errors. Raises InputError.
     """
     try:
         index = parse_json(content, name)
+        problem = _problem_of(index)
+        if not problem:
+            return cast(dict, index)
     except InputError as error:
-        reason = str(error).removeprefix(f"{name}: ")
-        raise InputError(
-            f"data.root: {name} is not what carvision.pack writes ({reason}); pack again, or copy it again"
-        ) from None
-    version = index.get("format") if isinstance(index, dict) else None
-    if not isinstance(index, dict) or whole(1)(version):
-        raise InputError(f"data.root: {name} is not what carvision.pack writes; pack again, or copy it again")
-    if version != FORMAT:
-        raise InputError(f"data.root: {name} has format {version}, and this carvision reads {FORMAT}; use a newer one")
-    if problem := one_line(_problem_of(index) or "", 300):
-        raise InputError(f"data.root: {name}: {problem}; it is damaged or was changed, so pack again, or copy it again")
-    return cast(PackIndex, index)
+        problem = str(error).removeprefix(f"{name}: ")
+    problem = one_line(problem, 300)
+    raise InputError(f"data.root: {name} is not what carvision.pack writes ({problem}); pack or copy it again")
 
 
-def _problem_of(index: dict) -> str | None:
+def _problem_of(index: object) -> str | None:
     """Return the first error in a pack.json, or None."""
+    if not isinstance(index, dict):
+        return "no mapping"
+    if index.get("format") != FORMAT:
+        return f"format {index.get('format')}, and this carvision reads {FORMAT}: update it"
     for key, check in FIELDS.items():
         if wrong := check(index.get(key)):
             return f"{key} is not {wrong}"
     labels, shards = index["labels"], index["shards"]
-    if odd := index["photos"].keys() - {*SPLITS, "unsplit"}:
+    if odd := index["photos"].keys() - {*SPLITS, NO_SPLIT}:
         return f"photos: {min(odd)!r} is no split"
     if len({shard["name"] for shard in shards}) < len(shards):
         return "shards: a name is there twice"
@@ -219,7 +186,7 @@ def _problem_of(index: dict) -> str | None:
     if odd := next((name for name in (index["finest"], *index["heads"]) if name not in labels), None):
         return f"{odd!r} is not one of its labels"
     for name, label in labels.items():
-        if name in RESERVED:
+        if name in ("path", "split", "group", *BOX, *LOCATION, SOURCE):  # columns that are not labels
             return f"labels: {name!r} can't be one"
         if "unit" in label:
             continue
@@ -227,32 +194,28 @@ def _problem_of(index: dict) -> str | None:
             return f"labels: {name!r} has not one name for each of its different ids"
         if label["parent"] is not None and label["parent"] not in labels:
             return f"labels: {label['parent']!r}, the parent of {name!r}, is none"
-        try:
-            check_parent(name, label, labels)
-        except InputError as error:
-            return str(error)
+        check_parent(name, label, labels)
     return None
 
 
 def shards_of(table: Table) -> Shards:
-    """Return where the photos of a pack are."""
+    """Return the shards that hold the photos of a pack."""
     assert table.shards is not None, table.name
     return table.shards
 
 
 def parse_table(
-    index: PackIndex, content: bytes, root: Path | str, window: int | None = None, cache: Cache | None = None
+    index: dict[str, Any], content: bytes, root: Path | str, window: int | None = None, cache: Cache | None = None
 ) -> Table:
     """Return the Table of pack.json and the content of table.parquet. root: folder or URL of the shards.
 
     Raises InputError if the two are damaged or don't belong together.
     """
-    sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 != index["table"]["sha256"]:
+    if hashlib.sha256(content).hexdigest() != index["table"]["sha256"]:
         raise InputError(f"data.root: {TABLE} of {root} is damaged, or belongs to another {INDEX}; copy both again")
     try:
         rows = _read_rows(content, sum(index["photos"].values()))
-        labels = {name: _label(values) for name, values in index["labels"].items()}
+        labels = {name: _label(**values) for name, values in index["labels"].items()}
         shards = tuple(Shard(**values) for values in index["shards"])
         _check_rows(rows, labels, shards)
         shards = Shards(str(root), shards, cache, window)
@@ -302,43 +265,5 @@ def _check_rows(rows: pd.DataFrame, labels: dict[str, Classes | Number], shards:
         raise ValueError(f"a photo does not lie within its shard: {rows['path'][~good].iloc[0]}")
 
 
-def _label(values: dict) -> Classes | Number:
-    if "unit" in values:
-        return Number(**values)
-    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return Classes(**plain)
-
-
-def without_shards(table: Table, damaged: list[int], allow_missing: bool) -> Table:
-    """Return the table without the photos of these shards, which are missing or have another size.
-
-    Raises InputError unless allow_missing is true and photos remain.
-    """
-    shards = shards_of(table)
-    shard = shards.all[damaged[0]]
-    size = _size(Path(shards.root) / shard.name)
-    what = "is missing" if size < 0 else f"has {size:,} bytes instead of {shard.bytes:,}"
-    lost = table.rows[LOCATION[0]].isin(damaged)
-    text = (
-        f"data.root: {len(damaged)} of the {len(shards.all)} shards of {shards.root} are damaged or "
-        f"missing (first: {shard.name} {what})"
-    )
-    if not allow_missing or lost.all():
-        raise InputError(
-            f"{text}. The command that packed them writes such shards again; data.allow_missing=true continues "
-            f"without their {lost.sum():,} photos"
-        )
-    log.warning("%s; continuing without their %s photos", text, f"{lost.sum():,}")
-    return table.select(~lost).without_empty_classes()
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.is_file() else -1
-
-
-def packed_table(table: Table, photos: pd.DataFrame, shards: Shards) -> Table:
-    """Return the packed rows of a table. photos: row (in the table), LOCATION, SOURCE and, if it has boxes, BOX."""
-    rows = table.rows.iloc[photos["row"]].reset_index(drop=True)
-    for name in photos.columns.drop("row"):
-        rows[name] = photos[name].astype(np.int64 if name in (*LOCATION, SOURCE) else np.float32).to_numpy()
-    return Table(table.name, Path(shards.root), rows, table.labels, table.finest, shards, table.heads)
+def _label(unit: str | None = None, ids=(), names=(), parent: str | None = None, parent_codes=()) -> Classes | Number:
+    return Classes(tuple(ids), tuple(names), parent, tuple(parent_codes)) if unit is None else Number(unit)

@@ -8,7 +8,7 @@ import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -125,6 +125,7 @@ class PackedPhotos:
         self.checked = np.zeros(len(shard), bool)
         self.seed = 0
         self.ahead: FetchAhead | None = None
+        self.epoch = -1  # of self.ahead
         self.ahead_lock = threading.Lock()
 
     def order(self, random: np.random.Generator) -> np.ndarray:
@@ -151,12 +152,12 @@ class PackedPhotos:
 
     def _fetch_ahead(self, shard: int, epoch: int) -> None:
         with self.ahead_lock:
-            if self.ahead is None:
-                self.ahead = FetchAhead(functools.partial(self.shards.file, wait=False), self.shards.window)
-            if self.ahead.epoch != epoch:
-                random = np.random.default_rng((self.seed, epoch)) if epoch >= 0 else None
-                sequence = shard_sequence(self.shard, random) if random else np.unique(self.shard)
-                self.ahead.start_epoch(epoch, sequence.tolist())
+            if self.ahead is None or self.epoch != epoch:
+                sequence = np.unique(self.shard)
+                if epoch >= 0:
+                    sequence = np.random.default_rng((self.seed, epoch)).permutation(sequence)  # as windowed_order
+                fetch_shard = functools.partial(self.shards.file, wait=False)
+                self.ahead, self.epoch = FetchAhead(fetch_shard, sequence.tolist(), self.shards.window), epoch
             self.ahead.reach(shard)
 
     def photo(self, row: int, path: str) -> PackedPhoto:
@@ -165,44 +166,37 @@ class PackedPhotos:
         )
 
 
-def shard_sequence(shard: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return the numbers of the shards that occur in `shard`, in a random order."""
-    return random.permutation(np.unique(shard))
-
-
 def windowed_order(shard: np.ndarray, window: int, random: np.random.Generator) -> np.ndarray:
     """Return a permutation of the photos for which about `window` shards are needed at a time.
 
-    shard: int (N,), each photo's shard. The shards start one after the other, in the order of `shard_sequence` with
-    this generator. The photos of each are spread evenly, at random, over the time in which it and the next
-    `window` - 1 start. So a batch mixes the photos of `window` shards, except for the first and last batches, and
-    training can start before all shards are fetched.
+    shard: int (N,), each photo's shard. The shards start one after the other, in random order. The photos of each are
+    spread evenly, at random, over the time in which it and the next `window` - 1 start. So a batch mixes the photos of
+    `window` shards, except for the first and last batches, and training can start before all shards are fetched.
     """
-    sequence = shard_sequence(shard, random)
+    sequence = random.permutation(np.unique(shard))
     start = np.empty(sequence.max() + 1)
     start[sequence] = np.arange(len(sequence))
     return np.argsort(start[shard] + window * random.random(len(shard)), kind="stable")
 
 
-def find_damage(file: Path, num_bytes: int, sha256: str, entries: list[ShardEntry]) -> str:
-    """Compare a shard with its known size, SHA-256 and entries. Return what is wrong in a few words, or ""."""
+def find_damage(folder: Path, shard: Shard, entries: list[ShardEntry]) -> str:
+    """Compare a shard's file with its size, SHA-256 and entries. Return what is wrong in a few words, or ""."""
     try:
-        with file.open("rb") as opened:
+        with (folder / shard.name).open("rb") as opened:
             size = os.fstat(opened.fileno()).st_size
-            if size != num_bytes:
-                return f"it has {size:,} bytes instead of {num_bytes:,}"
-            damaged = [path for path, *location in entries if not _is_intact(opened, *location)]
+            if size != shard.bytes:
+                return f"it has {size:,} bytes instead of {shard.bytes:,}"
+            damaged = []
+            for path, offset, length, crc32 in entries:
+                opened.seek(offset)
+                if zlib.crc32(opened.read(length)) != crc32:
+                    damaged.append(path)
             if damaged:
                 return f"{len(damaged)} of its {len(entries)} photos are damaged (first: {damaged[0]})"
             opened.seek(0)
             found = hashlib.file_digest(opened, "sha256").hexdigest()
-            return "" if found == sha256 else "its bytes differ from those that were packed, though not in a photo"
+        return "" if found == shard.sha256 else "its bytes differ from those that were packed, though not in a photo"
     except FileNotFoundError:
         return "it is missing"
     except OSError as error:
         return f"it can't be read ({error.strerror})"
-
-
-def _is_intact(opened: IO[bytes], offset: int, length: int, crc32: int) -> bool:
-    opened.seek(offset)
-    return zlib.crc32(opened.read(length)) == crc32

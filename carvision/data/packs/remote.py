@@ -7,6 +7,7 @@ and renamed. A lock keeps others from fetching it at the same time, if the disk 
 import contextlib
 import errno
 import hashlib
+import io
 import logging
 import os
 import queue
@@ -15,10 +16,10 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import IO
 
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import PARTIAL, open_new
@@ -26,16 +27,13 @@ from carvision.files.locks import lock_among_threads
 
 log = logging.getLogger(__name__)
 
-Answer = TypeVar("Answer")
 PAUSES_S = (1, 2, 4, 8)  # before another attempt
 CONNECT_S, READ_S = 30, 60  # time-outs: until the server answers, and between its bytes
 GRACE_S, MIN_BYTES_PER_S = 30, 10_000  # a server that is slower on average, after the first seconds, is refused
 CHUNK_BYTES = 1 << 20
 NUM_AHEAD = 2  # shards that are fetched before they are needed, if only a window of them is shuffled
-HTTP = ("http://", "https://")
-RESERVATION = f".room{PARTIAL}"  # ends the name of a file that stands for bytes still to be fetched
-# The names that Cache.file gives shards of carvision.pack: nothing else in the folder is counted or removed
-SHARD = re.compile(rf"[0-9a-f]{{16}}-(train|val|test|unsplit)-\d{{5,}}\.tar(\.\d+\.\d+{re.escape(RESERVATION)})?$")
+# The names of complete and unfinished shards of carvision.pack: nothing else in the folder is counted or removed
+SHARD = re.compile(rf"[0-9a-f]{{16}}-(train|val|test|unsplit)-\d{{5,}}\.tar(\.\d+\.\d+{re.escape(PARTIAL)})?")
 
 
 @dataclass(frozen=True)
@@ -67,107 +65,111 @@ def fetch(url: str, name: str, num_bytes: int, sha256: str, cache: Cache, wait: 
         return file
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
-        # Without locks (None) a file may be fetched more than once
         with lock_among_threads(file.with_name(f"{file.name}.lock"), wait) as held:
-            if held is not False and not file.exists():
-                if held:
-                    _remove_unfinished(file)
-                partial = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
-                reservation = partial.with_name(partial.name.replace(PARTIAL, RESERVATION))
-                with _reserve_space(cache, reservation, num_bytes):
-                    try:
-                        _download(f"{url.rstrip('/')}/{name}", partial, num_bytes, sha256)
-                        partial.replace(file)
-                    finally:
-                        partial.unlink(missing_ok=True)
+            if held is False or file.exists():
+                return file
+            if held:  # not None: without locks another process may be fetching it
+                for unfinished in cache.folder.glob(f"{file.name}.*{PARTIAL}"):  # of a process that was killed
+                    unfinished.unlink(missing_ok=True)
+            partial = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
+            try:
+                with open_new(partial) as opened:
+                    opened.truncate(num_bytes)  # a sparse file, whose size other processes count in _make_room
+                    _make_room(cache)
+                    if shutil.disk_usage(cache.folder).free < num_bytes:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    _download(f"{url}/{name}", opened, num_bytes, sha256)
+                partial.replace(file)
+            finally:
+                partial.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(_disk_problem(error, cache.folder)) from None
+        raise InputError(
+            f"data.cache: {cache.folder} can't be written ({error.strerror or error}); choose another folder with "
+            "data.cache, or, if its disk is full, free some space, or limit what is kept with data.cache_gb"
+        ) from None
     return file
 
 
 def fetch_text(url: str, max_bytes: int) -> bytes:
     """Return the content of a small file. Raises InputError if it has more than max_bytes."""
-
-    def attempt() -> bytes:
-        content = bytearray()
-        _receive(url, content.extend, max_bytes)
-        return bytes(content)
-
-    return _retry(url, attempt)
+    content = io.BytesIO()
+    _download(url, content, max_bytes)
+    return content.getvalue()
 
 
 class FetchAhead:
-    """Fetches the shards of a URL before they are needed, in a thread.
+    """Fetches the shards of a URL before they are needed, in a thread that ends when nothing refers to this object.
 
-    The thread ends when nothing refers to this object any more.
+    fetch: fetches a shard by its number, or skips one that another process is fetching, so that they share the work.
+    sequence: the shards in the order in which an epoch needs them. window: as of Shards.
     """
 
-    def __init__(self, fetch: Callable[[int], object], window: int | None):
-        """fetch: fetches a shard by its number, or skips one that another process is fetching, so that they share the
-        work. window: as of Shards."""
-        self.window = window
-        self.epoch: int | None = None
+    def __init__(self, fetch: Callable[[int], object], sequence: list[int], window: int | None):
+        self.sequence, self.window = sequence, window
+        self.index = {shard: i for i, shard in enumerate(sequence)}
+        self.num_requested = 0
         self.wanted: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=_fetch_wanted, args=(weakref.ref(self), self.wanted, fetch), daemon=True).start()
         weakref.finalize(self, self.wanted.put, None)  # wakes the thread
 
-    def start_epoch(self, epoch: int, sequence: list[int]) -> None:
-        """Start over. sequence: the shards in the order in which the epoch needs them."""
-        self.epoch = epoch
-        self.sequence = sequence
-        self.index = {shard: i for i, shard in enumerate(sequence)}
-        self.num_requested = 0
-        if self.window is None:
-            self._request(len(sequence))
-
     def reach(self, shard: int) -> None:
-        """Request the shards that follow this one, which is needed now."""
-        next_index = self.index[shard] + 1
-        self.num_requested = max(self.num_requested, next_index)
-        self._request(next_index + NUM_AHEAD)
-
-    def _request(self, end: int) -> None:
-        for shard in self.sequence[self.num_requested : end]:
-            self.wanted.put((self.epoch, shard))
-        self.num_requested = max(self.num_requested, min(end, len(self.sequence)))
+        """Request the shards that follow this one, which is needed now; without a window all of them."""
+        following = self.index[shard] + 1
+        start, end = (0, len(self.sequence)) if self.window is None else (following, following + NUM_AHEAD)
+        for each in self.sequence[max(start, self.num_requested) : end]:
+            self.wanted.put(each)
+        self.num_requested = max(end, self.num_requested)
 
 
 def _fetch_wanted(owner: weakref.ref, wanted: queue.SimpleQueue, fetch: Callable[[int], object]) -> None:
-    while request := wanted.get():
-        epoch, shard = request
-        if _is_in_epoch(owner(), epoch):
-            try:
-                fetch(shard)
-            except InputError:  # the thread that needs the shard tries again, and reports the error
-                continue
+    while (shard := wanted.get()) is not None and owner() is not None:
+        with contextlib.suppress(InputError):  # the thread that needs the shard tries again, and reports the error
+            fetch(shard)
 
 
-def _is_in_epoch(owner: FetchAhead | None, epoch: int) -> bool:
-    return owner is not None and owner.epoch == epoch
+def _make_room(cache: Cache) -> None:
+    """Remove the least recently read shards until all in the folder are within the cache's limit."""
+    if cache.limit_bytes is None:
+        return
+    files = []
+    for file in cache.folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if SHARD.fullmatch(file.name):
+                status = file.lstat()
+                files.append((status.st_mtime_ns, status.st_size, file))
+    excess = sum(size for _, size, _ in files) - cache.limit_bytes
+    for _, size, file in sorted(files):
+        if file.suffix == ".tar" and excess > 0:
+            file.unlink(missing_ok=True)  # a process that is reading it has it open
+            excess -= size
 
 
-def _remove_unfinished(file: Path) -> None:
-    """Remove what a killed process left of the file."""
-    name = re.compile(rf"{re.escape(file.name)}\.\d+\.\d+({re.escape(PARTIAL)}|{re.escape(RESERVATION)})")
-    for left in file.parent.iterdir():
-        if name.fullmatch(left.name):
-            left.unlink(missing_ok=True)
+def _download(url: str, out: IO[bytes], max_bytes: int, sha256: str | None = None) -> None:
+    """Write a file to `out`, trying several times.
 
-
-def _download(url: str, partial: Path, num_bytes: int, sha256: str) -> None:
-    if shutil.disk_usage(partial.parent).free < num_bytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def attempt() -> None:
-        with open_new(partial) as opened:
-            size = _receive(url, opened.write, num_bytes)
-        if size != num_bytes:
-            raise ConnectionError(f"{size:,} of {num_bytes:,} bytes were received")
-        with partial.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
+    sha256: of its content, if known. Raises InputError if it can't be fetched, OSError if `out` can't be written.
+    """
+    for pause_s in (*PAUSES_S, None):
+        try:
+            out.seek(0)
+            found = _receive(url, out, max_bytes)
+            out.truncate()
+            if sha256 not in (None, found):
                 raise ConnectionError("the bytes received are not those that were packed: their SHA-256 differs")
-
-    _retry(url, attempt)
+            return
+        except InputError:
+            raise
+        except Exception as error:  # each file system has its own
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            reason = "it does not exist" if isinstance(error, FileNotFoundError) else one_line(error)
+            if pause_s is None or isinstance(error, FINAL):
+                times = f"tried {1 + len(PAUSES_S)} times; " if pause_s is None else ""
+                raise InputError(
+                    f"data.root: {url} can't be fetched ({times}{reason}); fix that, and run the same command again"
+                ) from None
+            log.warning("%s: %s; trying again in %d s", url, reason, pause_s)
+            time.sleep(pause_s)
 
 
 class Refused(Exception):
@@ -178,54 +180,16 @@ class Refused(Exception):
 FINAL = (FileNotFoundError, PermissionError, NotImplementedError, Refused)
 
 
-def _receive(url: str, write: Callable[[bytes], object], max_bytes: int) -> int:
-    """Pass the bytes of a file to write(), chunk by chunk as they arrive; return their number.
+def _receive(url: str, out: IO[bytes], max_bytes: int) -> str:
+    """Write a file to `out`, chunk by chunk as it arrives; return its SHA-256.
 
-    Raises Refused for more than max_bytes, whatever size the server has stated, and for a server that is too slow.
+    Raises Refused for more than max_bytes, whatever size the server has stated, and for a server that is too slow;
+    InputError for a URL of a kind that isn't supported.
     """
-    filesystem, path = _open(url)
-    # For http as a stream: with a size there is no request beforehand, and without blocks no ranges
-    options = {"block_size": 0, "size": max_bytes} if url.startswith(HTTP) else {}
-    start, received = time.monotonic(), 0
-    with filesystem.open(path, "rb", **options) as opened:
-        while chunk := opened.read(min(CHUNK_BYTES, max_bytes + 1 - received)):
-            received += len(chunk)
-            if received > max_bytes:
-                raise Refused(f"it has more than the {max_bytes:,} bytes that it may have")
-            write(chunk)
-            seconds = time.monotonic() - start
-            if seconds > GRACE_S and received < seconds * MIN_BYTES_PER_S:
-                raise Refused(f"{received:,} bytes were received in {seconds:.0f} s, which is too slow")
-    return received
-
-
-def _retry(url: str, attempt: Callable[[], Answer]) -> Answer:
-    """Return the result of attempt(), trying several times. Raises InputError after the last one."""
-    for number, pause_s in enumerate((*PAUSES_S, None), 1):
-        try:
-            return attempt()
-        except InputError:
-            raise
-        except Exception as error:  # each file system has its own
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            reason = "it does not exist" if isinstance(error, FileNotFoundError) else one_line(error)
-            if pause_s is None or isinstance(error, FINAL):
-                times = f"tried {number} times; " if number > 1 else ""
-                raise InputError(
-                    f"data.root: {url} can't be fetched ({times}{reason}); fix that, and run the same command again"
-                ) from None
-            log.warning("%s: %s; trying again in %d s", url, reason, pause_s)
-            time.sleep(pause_s)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _open(url: str) -> tuple:
-    """Return fsspec's file system for a URL, created in the process that uses it, and the path in it."""
     import fsspec  # late: only URLs need it
 
-    options = {}
-    if url.startswith(HTTP):
+    options, stream = {}, {}
+    if url.startswith(("http://", "https://")):
         import aiohttp
 
         # aiohttp's own limit is five minutes for a whole file. Nothing is decompressed: a few compressed bytes could
@@ -233,50 +197,24 @@ def _open(url: str) -> tuple:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
         uncompressed = {"auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
         options = {"client_kwargs": {"timeout": timeout, **uncompressed}}
+        # With a size there is no request beforehand, and without blocks no ranges
+        stream = {"block_size": 0, "size": max_bytes}
     try:
-        return fsspec.core.url_to_fs(url, **options)
-    except ImportError as error:  # it names the package
-        raise InputError(f"data.root: {url} needs a package that is not installed: {error}") from None
-    except ValueError as error:
+        filesystem, path = fsspec.core.url_to_fs(url, **options)
+    except (ImportError, ValueError) as error:  # which names the missing package, or the unknown protocol
         raise InputError(
-            f"data.root: {url}: {error}; give a folder, or a URL such as https://, s3:// or gs://"
+            f"data.root: {url}: {one_line(error)}; give a folder, or a URL such as https://, s3:// or gs://, and "
+            "install the package that it needs"
         ) from None
-
-
-@contextlib.contextmanager
-def _reserve_space(cache: Cache, reservation: Path, num_bytes: int) -> Iterator[None]:
-    """Remove the least recently read shards until `num_bytes` more are within the cache's limit.
-
-    Meanwhile the file `reservation` shows those bytes to other processes; it is sparse, and takes none itself.
-    """
-    if cache.limit_bytes is None:
-        yield
-        return
-    try:
-        with lock_among_threads(cache.folder / "room.lock", wait=True):
-            with open_new(reservation) as opened:
-                opened.truncate(num_bytes)
-            files = []
-            for file in cache.folder.iterdir():
-                if not SHARD.match(file.name):
-                    continue
-                with contextlib.suppress(FileNotFoundError):
-                    status = file.lstat()
-                    files.append((file.suffix == ".tar", status.st_mtime_ns, status.st_size, file))
-            total = sum(size for _, _, size, _ in files)
-            for is_shard, _, size, file in sorted(files):
-                if is_shard and total > cache.limit_bytes:
-                    file.unlink(missing_ok=True)  # a process that is reading it has it open
-                    total -= size
-        yield
-    finally:
-        reservation.unlink(missing_ok=True)
-
-
-def _disk_problem(error: OSError, folder: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"data.cache: no space is left on the disk of {folder}; free some, choose another disk with data.cache, or "
-            "limit what it keeps with data.cache_gb"
-        )
-    return f"data.cache: {folder} can't be written ({error.strerror or error}); choose another with data.cache"
+    start, received, digest = time.monotonic(), 0, hashlib.sha256()
+    with filesystem.open(path, "rb", **stream) as opened:
+        while chunk := opened.read(min(CHUNK_BYTES, max_bytes + 1 - received)):
+            received += len(chunk)
+            if received > max_bytes:
+                raise Refused(f"it has more than the {max_bytes:,} bytes that it may have")
+            out.write(chunk)
+            digest.update(chunk)
+            seconds = time.monotonic() - start
+            if seconds > GRACE_S and received < seconds * MIN_BYTES_PER_S:
+                raise Refused(f"{received:,} bytes were received in {seconds:.0f} s, which is too slow")
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Write one shard of a pack: a tar file as WebDataset reads it. Imports neither torch nor pandas.
+"""Write one shard of a pack: a tar file as WebDataset reads it.
 
 Each photo has two members, one after the other: <key>.<jpg, png, ppm, ...> with the photo and <key>.json with its path,
 split, labels and box. The key is the photo's number in the data set.
@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import tarfile
 import zlib
 from collections.abc import Iterable
@@ -19,15 +18,15 @@ import numpy as np
 from PIL import Image
 
 from carvision.data.decode import SIDEWAYS, decode_part, to_rgb, upright_turn
-from carvision.data.images import BLANK, BadImage, Preprocessing, check_box, open_bytes, read_file
+from carvision.data.images import BLANK, BadImage, Preprocessing, check_box, open_bytes, read_file, unusable
 from carvision.data.packs.read import PackedPhoto
-from carvision.errors import InputError, one_line
+from carvision.errors import one_line
 from carvision.files.atomic import atomic_file, write_json
 
 BLOCK = 512  # bytes, of a tar file: a member's header is one, and its content is padded to whole ones
 SMALLEST = Preprocessing(size_px=1, mean=(0, 0, 0), std=(1, 1, 1))  # decodes all data, at the smallest scale
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}  # else the format's name in lower case
-BLANK_PX = 64  # side of the grey image that replaces an unreadable photo
+BLANK_IMAGE = Image.new("RGB", (64, 64), (BLANK, BLANK, BLANK))  # replaces an unreadable photo
 NO_BOX = (math.nan,) * 4
 Box = tuple[float, float, float, float]
 
@@ -47,24 +46,16 @@ class PackOptions(NamedTuple):
     on_bad_image: str
 
 
-class Original(NamedTuple):
-    """A photo to be packed. row: in the table. box: NaN if it has none. about: what its JSON file holds, without the
-    box."""
-
-    row: int
-    photo: str | PackedPhoto
-    box: Box
-    about: dict
-
-
 class Encoded(NamedTuple):
     """A photo as it is packed.
 
-    data: None if it is left out. source: 64 bits of the SHA-256 of the original file. box: in pixels of the packed
-    photo. problem: why the original can't be read, or "".
+    row: in the table. about: what its JSON file holds, without the box. data: None if it is left out. source: 64 bits
+    of the SHA-256 of the original file. box: in pixels of the packed photo; NaN if it has none. problem: why the
+    original can't be read, or "".
     """
 
-    original: Original
+    row: int
+    about: dict
     data: bytes | None
     extension: str
     box: Box
@@ -104,9 +95,9 @@ def write_shard(
         with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
             for photo in encoded:
                 photos += [_add_photo(tar, photo, photo.data)] if photo.data is not None else []
-                bad |= {photo.original.row: photo.problem} if photo.problem else {}
+                bad |= {photo.row: photo.problem} if photo.problem else {}
         with partial.open("rb") as written:
-            size, sha256 = os.fstat(written.fileno()).st_size, hashlib.file_digest(written, "sha256").hexdigest()
+            size, sha256 = partial.stat().st_size, hashlib.file_digest(written, "sha256").hexdigest()
     record = ShardRecord(size, sha256, photos, bad, options.on_bad_image, source)
     write_json(record_file, record._asdict())
     return record
@@ -123,35 +114,32 @@ def read_record(record_file: Path) -> ShardRecord | None:
 
 
 def _add_photo(tar: tarfile.TarFile, photo: Encoded, data: bytes) -> Packed:
-    """Append the photo and its JSON file."""
-    row, about = photo.original.row, photo.original.about
+    """Append the photo and its JSON file, without time or owner, so that the same photos make the same bytes."""
     offset = tar.offset + BLOCK
-    _add(tar, f"{row:08d}.{photo.extension}", data)
-    if not math.isnan(photo.box[0]):
-        about = {**about, "box": [round(x, 2) for x in photo.box]}
-    _add(tar, f"{row:08d}.json", json.dumps(about, ensure_ascii=False).encode())
-    return Packed(row, offset, len(data), zlib.crc32(data), photo.source, photo.box)
+    box = {} if math.isnan(photo.box[0]) else {"box": [round(x, 2) for x in photo.box]}
+    about = json.dumps(photo.about | box, ensure_ascii=False).encode()
+    for extension, content in ((photo.extension, data), ("json", about)):
+        member = tarfile.TarInfo(f"{photo.row:08d}.{extension}")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return Packed(photo.row, offset, len(data), zlib.crc32(data), photo.source, photo.box)
 
 
-def encode(original: Original, options: PackOptions) -> Encoded:
-    """Read a photo and return it as it is to be packed.
+def encode(row: int, photo: str | PackedPhoto, box: Box, about: dict, options: PackOptions) -> Encoded:
+    """Read a photo and return it as it is to be packed. row, about: see Encoded. box: NaN if it has none.
 
     Raises InputError if it is unreadable and options.on_bad_image is error.
     """
-    source = short_digest(str(original.photo).encode("utf-8", "surrogateescape"))  # unique, for an unreadable file
+    source = short_digest(str(photo).encode("utf-8", "surrogateescape"))  # unique, for an unreadable file
     try:
-        data = read_file(original.photo)
+        data = read_file(photo)
         source = short_digest(data)
-        return Encoded(original, *encode_photo(data, original.box, options), source, "")
+        return Encoded(row, about, *encode_photo(data, box, options), source, "")
     except BadImage as reason:
         if options.on_bad_image == "error":
-            raise InputError(
-                f"{original.photo}: {reason}. Fix the photo, or pack without it with "
-                "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
-            ) from None
-        return Encoded(
-            original, None if options.on_bad_image == "skip" else _blank(), "png", NO_BOX, source, str(reason)
-        )
+            raise unusable(photo, str(reason)) from None
+        blank = None if options.on_bad_image == "skip" else _saved(BLANK_IMAGE, "PNG")
+        return Encoded(row, about, blank, "png", NO_BOX, source, str(reason))
 
 
 def short_digest(data: bytes) -> int:
@@ -165,8 +153,6 @@ def encode_photo(data: bytes, box: Box, options: PackOptions) -> tuple[bytes, st
     Every photo is decoded. Raises BadImage if that fails.
     """
     with open_bytes(data) as image:
-        file_format = image.format or ""
-        extension = EXTENSIONS.get(file_format, file_format.lower())
         turn = upright_turn(image)
         width, height = image.size[::-1] if turn in SIDEWAYS else image.size
         of_box = options.of_box and not math.isnan(box[0])
@@ -178,17 +164,15 @@ def encode_photo(data: bytes, box: Box, options: PackOptions) -> tuple[bytes, st
             scale = min(1.0, options.short_side_px / min(measured))
         if options.photos == "original" or (options.photos == "shrunk" and scale == 1.0):
             decode_part(image, SMALLEST)
-            return data, extension, box
+            file_format = image.format or ""
+            return data, EXTENSIONS.get(file_format, file_format.lower()), box
         size = max(1, round(width * scale)), max(1, round(height * scale))
         pixels = _shrink(image, turn, size)
     x, y = size[0] / width, size[1] / height
     box = (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
-    out = io.BytesIO()
     if options.photos == "decoded":
-        pixels.save(out, "PPM")
-        return out.getvalue(), "ppm", box
-    pixels.save(out, "JPEG", quality=options.jpeg_quality)
-    return out.getvalue(), "jpg", box
+        return _saved(pixels, "PPM"), "ppm", box
+    return _saved(pixels, "JPEG", quality=options.jpeg_quality), "jpg", box
 
 
 def _shrink(image: Image.Image, turn: Image.Transpose | None, size: tuple[int, int]) -> Image.Image:
@@ -206,14 +190,7 @@ def _shrink(image: Image.Image, turn: Image.Transpose | None, size: tuple[int, i
         raise BadImage(f"can't be decoded ({one_line(error)})") from None
 
 
-def _blank() -> bytes:
+def _saved(image: Image.Image, file_format: str, **options) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", (BLANK_PX, BLANK_PX), (BLANK, BLANK, BLANK)).save(out, "PNG")
+    image.save(out, file_format, **options)
     return out.getvalue()
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Append a member without time or owner, so that the same photos make the same bytes."""
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))

@@ -8,8 +8,8 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,11 @@ import pandas as pd
 
 from carvision.config.validators import mapping_of, whole
 from carvision.data.images import BadImage, none_usable, read_file
-from carvision.data.packs.index import (
-    INDEX,
-    STATE,
-    TABLE,
-    packed_table,
-    parse_table,
-    read_index,
-    shards_of,
-    write_index,
-)
+from carvision.data.packs.index import INDEX, NO_SPLIT, STATE, TABLE, read_index, shards_of, write_index
 from carvision.data.packs.read import PackedPhoto, Shard, ShardEntry, Shards, find_damage
 from carvision.data.packs.shard import (
     BLOCK,
     NO_BOX,
-    Original,
     PackOptions,
     ShardRecord,
     encode,
@@ -54,7 +44,6 @@ log = logging.getLogger(__name__)
 
 BAD = "bad_images.csv"
 PLAN = "plan.json"
-NO_SPLIT = "unsplit"  # photos that the data set's own split leaves out
 NUM_SAMPLES = 32  # photos that are encoded to estimate the size of the pack
 OVERHEAD = 3 * BLOCK  # approximate bytes of a photo in a shard besides its own: two headers, and the labels
 
@@ -86,9 +75,8 @@ def pack(table: Table, options: PackOptions, shard_mb: float, folder: Path, num_
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _refuse_foreign_files(folder)
-        lock = lock_folder(folder, f"out: another process is packing into {folder} now; wait for it, or give another")
-        with contextlib.closing(lock) if lock else contextlib.nullcontext():
+        _earlier_plan(folder)  # refuses a folder of something else, before a lock is written there
+        with lock_folder(folder, f"out: another process is packing into {folder} now; wait for it, or give another"):
             return _pack(table, options, shard_mb, folder, num_workers)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -101,7 +89,16 @@ def _pack(table: Table, options: PackOptions, shard_mb: float, folder: Path, num
     unused = {"original": ("short_side_px", "jpeg_quality"), "decoded": ("jpeg_quality",)}
     for key in ("on_bad_image", *unused.get(options.photos, ())):
         del wanted[key]
-    earlier = _earlier_plan(folder, wanted)
+    create_folder(folder / STATE)
+    earlier = _earlier_plan(folder)
+    changed = [f"{key}={earlier.get(key)} became {value}" for key, value in wanted.items() if earlier.get(key) != value]
+    if earlier and changed:
+        if changed[-1].startswith("table="):
+            changed[-1] = "the photos, their labels or splits are others"
+        raise InputError(
+            f"out: {folder} holds another pack, or its beginning: {'; '.join(changed)}. Give the same values to "
+            "complete it, or another folder"
+        )
     plan = _plan(table, options, shard_mb, earlier.get("num_shards"))
     if not earlier:
         num_shards = Counter(name.rpartition("-")[0] for name in plan.names)
@@ -113,18 +110,17 @@ def _pack(table: Table, options: PackOptions, shard_mb: float, folder: Path, num
         (folder / INDEX).unlink(missing_ok=True)  # the pack is incomplete now
     if records:
         log.info("%d of %d shards are complete", len(records), len(plan.names))
-    originals = ((original, options) for i in missing for original in _originals(table, plan.rows[i]))
+    tasks = ((*photo, options) for i in missing for photo in _photos(table, plan.rows[i]))
     with (
         show_bar("packing photos", sum(len(plan.rows[i]) for i in missing)) as advance,
-        contextlib.closing(InThreads(encode, originals, num_workers)) as encoded,
+        contextlib.closing(InThreads(encode, tasks, num_workers)) as encoded,
     ):
         for i in missing:
-            file, number = folder / plan.names[i], len(plan.rows[i])
+            name, number = plan.names[i], len(plan.rows[i])
             photos = itertools.islice(encoded, number)
-            records[i] = write_shard(file, _record_file(folder, file.name), photos, options, plan.source(i))
+            records[i] = write_shard(folder / name, _record_file(folder, name), photos, options, plan.source(i))
             advance(number)
-    damaged = _damaged(folder, plan, {i: records[i] for i in missing}, table, num_workers)
-    if damaged:
+    if damaged := _damaged(folder, plan, {i: records[i] for i in missing}, table, num_workers):
         name, problem = next(iter(damaged.items()))
         raise InputError(
             f"out: {len(damaged)} shards are damaged just after they were written (first: {name}: {problem}); the "
@@ -143,45 +139,21 @@ def digest_of(table: Table) -> str:
     return digest.hexdigest()
 
 
-def _earlier_plan(folder: Path, wanted: dict) -> dict:
-    """Return the plan of an earlier start, {} if there is none. Raises InputError if it differs from the one wanted."""
-    file = create_folder(folder / STATE) / PLAN
+def _earlier_plan(folder: Path) -> dict:
+    """Return the plan of an earlier start, {} if there is none. Raises InputError if the folder holds anything else."""
+    file = folder / STATE / PLAN
     if not file.is_file():
+        inside = {path.relative_to(folder).as_posix() for path in (*folder.iterdir(), *(folder / STATE).glob("*"))}
+        if foreign := inside - {LOCK, STATE, f"{STATE}/{PLAN}{PARTIAL}"}:
+            raise InputError(f"out: {folder} holds something else ({min(foreign)}); give a new folder")
         return {}
-    earlier = _read_plan(file)
-    changed = [f"{key}={earlier.get(key)} became {value}" for key, value in wanted.items() if earlier.get(key) != value]
-    if changed and changed[-1].startswith("table="):
-        changed[-1] = "the photos, their labels or splits are others"
-    if changed:
-        raise InputError(
-            f"out: {folder} holds another pack, or its beginning: {'; '.join(changed)}. Give the same values to "
-            "complete it, or another folder"
-        )
-    return earlier
-
-
-def _read_plan(file: Path) -> dict:
-    """Read the plan of an earlier start. Raises InputError if it is not what this command writes."""
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
         if mapping_of(whole(1))(earlier["num_shards"]) or not earlier["num_shards"].keys() <= {*SPLITS, NO_SPLIT}:
             raise ValueError("num_shards are not numbers of shards by split")
+        return earlier
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"out: {file} is damaged ({one_line(error)}); give another folder") from None
-    return earlier
-
-
-def _refuse_foreign_files(folder: Path) -> None:
-    """Raise InputError if the folder holds anything but a pack, or the beginning of one."""
-    state = folder / STATE
-    if (state / PLAN).is_file():
-        _read_plan(state / PLAN)
-        return
-    inside = [path for path in state.iterdir() if path.name != f"{PLAN}{PARTIAL}"] if state.is_dir() else []
-    beside = [path for path in folder.iterdir() if path.name not in (LOCK, STATE)]
-    foreign = sorted(path.relative_to(folder).as_posix() for path in (*beside, *inside))
-    if foreign:
-        raise InputError(f"out: {folder} holds something else ({foreign[0]}); give a new folder")
 
 
 def _plan(table: Table, options: PackOptions, shard_mb: float, num_shards: dict[str, int] | None) -> Plan:
@@ -189,9 +161,8 @@ def _plan(table: Table, options: PackOptions, shard_mb: float, num_shards: dict[
     sizes = np.fromiter((_size(table.photo(row)) for row in range(len(table))), np.int64, len(table))
     split = table.rows["split"].replace("", NO_SPLIT).to_numpy()
     order = np.argsort([sha256(path.encode()).digest() for path in table.rows["path"]], kind="stable")
-    mean = OVERHEAD + (
-        sizes.mean() if options.photos == "original" else _mean_bytes(table, options, order[:NUM_SAMPLES])
-    )
+    as_files = options.photos == "original"
+    mean = OVERHEAD + (sizes.mean() if as_files else _mean_bytes(table, options, order[:NUM_SAMPLES]))
     if num_shards is None:
         counts = {name: (split == name).sum() for name in (*SPLITS, NO_SPLIT)}
         num_shards = {name: max(1, round(n * mean / (shard_mb * 1e6))) for name, n in counts.items() if n}
@@ -246,9 +217,9 @@ def _damaged(
 ) -> dict[str, str]:
     """Return {name: problem} of the damaged ones of these shards."""
     paths = table.rows["path"].to_numpy(dtype=object)
-    shards = {plan.names[i]: (record.bytes, record.sha256) for i, record in records.items()}
+    shards = [Shard(plan.names[i], record.bytes, record.sha256) for i, record in records.items()]
     entries = ([(paths[p.row], p.offset, p.length, p.crc32) for p in record.photos] for record in records.values())
-    return _verify_shards(folder, shards, entries, num_workers)
+    return _find_damage(folder, shards, entries, num_workers)
 
 
 def _require_space(folder: Path, plan: Plan, missing: list[int]) -> None:
@@ -261,7 +232,8 @@ def _require_space(folder: Path, plan: Plan, missing: list[int]) -> None:
         )
 
 
-def _originals(table: Table, rows: np.ndarray) -> list[Original]:
+def _photos(table: Table, rows: np.ndarray) -> list[tuple]:
+    """Return the arguments of `encode` for these rows, without the options."""
     labels: dict[str, list[Any]] = {name: [None] * len(rows) for name in table.labels}
     for name, label in table.labels.items():
         for i, value in enumerate(table.rows[name].to_numpy()[rows].tolist()):
@@ -271,7 +243,7 @@ def _originals(table: Table, rows: np.ndarray) -> list[Original]:
                 labels[name][i] = {"code": value, "id": label.ids[value], "name": label.names[value]}
     paths, splits, boxes = table.rows["path"].to_numpy(), table.rows["split"].to_numpy(), _boxes(table)
     return [
-        Original(row, table.photo(row), tuple(boxes[row].tolist()), {
+        (row, table.photo(row), tuple(boxes[row].tolist()), {
             "path": paths[row], "split": splits[row], "labels": {name: values[i] for name, values in labels.items()},
         })
         for i, row in enumerate(rows.tolist())
@@ -289,11 +261,7 @@ def _record_file(folder: Path, name: str) -> Path:
 def _finish(table: Table, plan: Plan, records: list[ShardRecord], folder: Path, wanted: dict) -> Table:
     """Check that every photo is packed or reported as bad, write the index, and return the pack's table."""
     photos = pd.DataFrame(
-        [
-            [p.row, i, p.offset, p.length, p.crc32, p.source, *p.box]
-            for i, record in enumerate(records)
-            for p in record.photos
-        ],
+        [(p.row, i, p.offset, p.length, p.crc32, p.source, *p.box) for i, r in enumerate(records) for p in r.photos],
         columns=["row", *LOCATION, SOURCE, *BOX],
     ).sort_values("row", ignore_index=True)
     bad = {row: reason for record in records for row, reason in record.bad.items()}
@@ -301,24 +269,24 @@ def _finish(table: Table, plan: Plan, records: list[ShardRecord], folder: Path, 
         if set(of_split.index) <= set(bad):
             first = of_split.index[0]
             raise none_usable(str(split) or NO_SPLIT, len(of_split), of_split["path"].iloc[0], bad[first])
-    rows = photos["row"].to_numpy()
-    left_out = np.setdiff1d(np.arange(len(table)), rows)
-    if len(np.unique(rows)) != len(rows) or not set(left_out.tolist()) <= set(bad):
+    left_out = set(table.rows.index) - set(photos["row"])
+    if photos["row"].duplicated().any() or not left_out <= set(bad):
         raise InputError(f"out: {folder / STATE} does not fit the photos; give a new folder")
-    if not table.has_boxes:
-        photos = photos.drop(columns=BOX)
-    shards = tuple(Shard(name, record.bytes, record.sha256) for name, record in zip(plan.names, records, strict=True))
-    packed = packed_table(table, photos, Shards(str(folder), shards))
-    paths = table.rows["path"]
+    rows = table.rows.iloc[photos["row"]].reset_index(drop=True)
+    rows[[*LOCATION, SOURCE]] = photos[[*LOCATION, SOURCE]]
+    if table.has_boxes:
+        rows[BOX] = photos[BOX].astype(np.float32)
     if bad:
-        listed = pd.DataFrame({"path": paths.iloc[np.array(list(bad))], "reason": list(bad.values())})
-        write_csv(folder / BAD, listed)
+        paths, first = table.rows["path"], min(bad)
+        write_csv(folder / BAD, pd.DataFrame({"path": paths.iloc[np.array(list(bad))], "reason": list(bad.values())}))
         log.warning(
             "%d photos can't be read (%d of them left out; first: %s: %s); all are in %s",
-            len(bad), len(left_out), paths.iloc[min(bad)], bad[min(bad)], folder / BAD,
+            len(bad), len(left_out), paths.iloc[first], bad[first], folder / BAD,
         )  # fmt: skip
     for name in (*plan.names, TABLE, INDEX, BAD):
         (folder / f"{name}{PARTIAL}").unlink(missing_ok=True)
+    shards = tuple(Shard(name, record.bytes, record.sha256) for name, record in zip(plan.names, records, strict=True))
+    packed = replace(table, root=folder, rows=rows, shards=Shards(str(folder), shards))
     write_index(packed, wanted)
     return packed
 
@@ -328,27 +296,24 @@ def verify_pack(folder: Path, num_workers: int) -> dict[str, str]:
 
     Raises InputError if pack.json or table.parquet is damaged.
     """
-    table = parse_table(read_index(folder), (folder / TABLE).read_bytes(), folder)
-    shards = {shard.name: (shard.bytes, shard.sha256) for shard in shards_of(table).all}
+    table = read_index(folder)
+    shards = shards_of(table).all
     of_shard = dict(iter(table.rows.groupby(LOCATION[0])))
     entries = (of_shard[i][["path", *LOCATION[1:]]].itertuples(index=False, name=None) for i in range(len(shards)))
-    return _verify_shards(folder, shards, map(list, entries), num_workers)
+    return _find_damage(folder, shards, map(list, entries), num_workers)
 
 
-def _verify_shards(
-    folder: Path, shards: Mapping[str, tuple[int, str]], entries: Iterable[list[ShardEntry]], num_workers: int
+def _find_damage(
+    folder: Path, shards: Sequence[Shard], entries: Iterable[list[ShardEntry]], num_workers: int
 ) -> dict[str, str]:
-    """Return {name: problem} of the damaged shards.
-
-    shards: {name: (bytes, SHA-256)}. entries: of each shard, in the same order.
-    """
-    tasks = ((folder / name, *known, inside) for (name, known), inside in zip(shards.items(), entries, strict=True))
+    """Return {name: problem} of the damaged shards. entries: of each shard, in the same order."""
+    tasks = ((folder, shard, inside) for shard, inside in zip(shards, entries, strict=True))
     found = {}
     with (
         show_bar("verifying shards", len(shards)) as advance,
         contextlib.closing(InThreads(find_damage, tasks, min(num_workers, len(shards)))) as results,
     ):
-        for name, problem in zip(shards, results, strict=True):
-            found |= {name: problem} if problem else {}
+        for shard, problem in zip(shards, results, strict=True):
+            found |= {shard.name: problem} if problem else {}
             advance(1)
     return found

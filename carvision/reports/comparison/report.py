@@ -14,13 +14,7 @@ from carvision.reports.comparison.frame import check_column, finest_metric, runs
 from carvision.reports.comparison.plots import MAX_CURVES, draw_matrix, plot_against, plot_comparison, plot_trade_off
 from carvision.reports.comparison.runs import Run, find_runs, read_run
 from carvision.reports.comparison.settings import against_of, differing_keys, matrix_of, name_runs, text_of
-from carvision.reports.comparison.tables import (
-    against_table,
-    matrix_tables,
-    print_runs,
-    runs_table,
-    settings_table,
-)
+from carvision.reports.comparison.tables import against_table, matrix_tables, print_runs, runs_table, settings_table
 from carvision.reports.page import sections_of, write_markdown, write_page
 from carvision.reports.tables import TextTable, print_table
 
@@ -45,8 +39,6 @@ def write_comparison(
 
     The arguments are the options of carvision.compare, documented by its --help. Raises InputError.
     """
-    if epoch is not None and epoch < 1:
-        raise InputError(f"--epoch: {epoch} is not 1 or more; epochs count from 1")
     if price_per_hour is not None and not price_per_hour >= 0:
         raise InputError(f"--price-per-hour: {price_per_hour} is not 0 or more")
     runs = [read_run(path) for path in find_runs(given)]
@@ -103,7 +95,6 @@ def _check_names(names: Sequence[str] | None, runs: Sequence[Run]) -> list[str]:
 
 
 def _is_comparison(folder: Path) -> bool:
-    """Return whether the folder's compare.csv was written by this command."""
     try:
         with (folder / "compare.csv").open(encoding="utf-8") as file:
             return {"run", "state", "wall_min"} <= {*file.readline(10_000).rstrip().split(",")}
@@ -126,7 +117,10 @@ def _write(
     whole = [name for name in WHOLE if name in frame and (frame[name].dropna() % 1 == 0).all()]
     write_csv(folder / "compare.csv", frame.assign(**settings).astype(dict.fromkeys(whole, "Int64")), index=True)
     title = f"{len(runs)} runs compared" if len(runs) > 1 else f"One run: {frame.index[0]}"
-    about, notes = _about(frame, epoch), _notes(frame, keys)
+    about = "Metrics of each run's best epoch, the test with the weights of that epoch."
+    if epoch is not None:
+        about = f"Metrics at the end of epoch {epoch}, wall minutes of training until then."
+    notes = _notes(frame, keys)
     tables = [runs_table(frame, "Metrics", notes), *studies]
     if keys:
         tables.append(settings_table(runs, list(frame.index), keys))
@@ -141,12 +135,6 @@ def _write(
     )
     for table in studies:
         print_table(table, console)
-
-
-def _about(frame: pd.DataFrame, epoch: int | None) -> str:
-    if epoch is not None:
-        return f"Metrics at the end of epoch {epoch}, wall minutes of training until then."
-    return "Metrics of each run's best epoch, the test with the weights of that epoch."
 
 
 def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
@@ -167,7 +155,6 @@ def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
 
 
 def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], metric: str, folder: Path) -> Pictures:
-    """Plot the curves, and the metric against time and, if known, cost."""
     pictures = {}
     histories = {name: run.history for name, run in zip(frame.index, runs, strict=True) if len(run.history)}
     shown = ""
@@ -188,8 +175,7 @@ def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], metric: str, folder: Pa
             pictures[f"{kind} by epoch"] = file
     for amount, noun in {"training_s": "time", "cost": "cost"}.items():
         if len(frame) > 1 and amount in frame and frame[[amount, metric]].notna().all(axis=1).sum() > 1:
-            pictures[f"Accuracy against {noun}" if "top" in metric else f"{metric} against {noun}"] = (
-                file := folder / f"against_{noun}.png"
-            )
-            plot_trade_off(frame, amount, metric, file)
+            heading = f"{'Accuracy' if 'top' in metric else metric} against {noun}"
+            pictures[heading] = folder / f"against_{noun}.png"
+            plot_trade_off(frame, amount, metric, pictures[heading])
     return pictures

@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +127,15 @@ def read_run(folder: Path) -> Run:
     return Run(folder, _read_config(folder), parts, kind, num_parts, summary)
 
 
+@contextmanager
+def _leaving_out(file: Path, what: str = "this run") -> Iterator[None]:
+    """Turn the errors of a file that is not what it should be into InputError."""
+    try:
+        yield
+    except (ValueError, yaml.YAMLError, csv.Error) as error:
+        raise InputError(f"{file} can't be read ({one_line(error, 120)}); leave {what} out") from None
+
+
 def _no_history() -> pd.DataFrame:
     return pd.DataFrame({"epoch": [], "seconds": []})
 
@@ -134,10 +144,8 @@ def _read_part(folder: Path) -> RunPart:
     history = _no_history()
     file = folder / HISTORY
     if file.exists():
-        try:
+        with _leaving_out(file):
             history = pd.read_csv(file)
-        except (ValueError, UnicodeDecodeError) as error:
-            raise InputError(f"{file} can't be read ({one_line(error, 120)}); leave this run out") from None
         if "epoch" not in history or not pd.api.types.is_numeric_dtype(history["epoch"]):
             raise InputError(f"{file} has no numeric column 'epoch', so it is not a run's; leave this folder out")
     return RunPart(history, _read_metrics(folder), _num_parameters(folder), _num_classes(folder))
@@ -147,10 +155,8 @@ def _read_metrics(folder: Path) -> dict | None:
     file = folder / METRICS
     if not file.exists():
         return None
-    try:
+    with _leaving_out(file):
         metrics = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} can't be read ({one_line(error, 120)}); leave this run out") from None
     if not isinstance(metrics, dict) or not all(isinstance(metrics.get(split, {}), dict) for split in SPLITS):
         raise InputError(f"{file} does not hold the metrics of a run; leave this folder out")
     return metrics
@@ -160,24 +166,18 @@ def _read_config(folder: Path) -> dict[str, object]:
     file = folder / CONFIG
     if not file.exists():
         return {}
-    try:
+    with _leaving_out(file):
         config = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} can't be read ({one_line(error, 120)}); leave this run out") from None
     return flat_config(config or {}) | _cell_of(folder)
 
 
 def _cell_of(folder: Path) -> dict[str, object]:
-    """Return the grid cell of a grid search's run, from the search's table."""
     folder = folder.absolute()
     file = folder.parent.parent / TRIALS
     if folder.parent.name != "trials" or not file.is_file():
         return {}
-    try:
-        with file.open(encoding="utf-8", newline="") as rows:
-            cells = [row.get("cell") for row in csv.DictReader(rows) if row.get("folder") == f"trials/{folder.name}"]
-    except (csv.Error, ValueError) as error:
-        raise InputError(f"{file} can't be read ({one_line(error, 120)}); leave its runs out") from None
+    with _leaving_out(file, "its runs"), file.open(encoding="utf-8", newline="") as rows:
+        cells = [row.get("cell") for row in csv.DictReader(rows) if row.get("folder") == f"trials/{folder.name}"]
     cell = cells[-1] if cells else None
     return {CELL_KEY: int(cell)} if cell and cell.isdecimal() else {}
 

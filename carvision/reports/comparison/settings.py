@@ -68,12 +68,9 @@ def name_runs(runs: Sequence[Run], ignored: Sequence[str] = ()) -> list[str]:
 def _enough(configs: Sequence[Config], keys: Sequence[str]) -> list[str]:
     """Return the first keys that distinguish as many configs as all keys do."""
     chosen: list[str] = []
-    num_distinct = 1
     for key in keys:
-        now = _num_apart(configs, [*chosen, key])
-        if now > num_distinct:
+        if _num_apart(configs, [*chosen, key]) > _num_apart(configs, chosen):
             chosen.append(key)
-            num_distinct = now
     return chosen or list(keys[:1])
 
 
@@ -82,17 +79,12 @@ def _num_apart(configs: Sequence[Config], keys: Sequence[str]) -> int:
 
 
 def _names(configs: Sequence[Config], keys: Sequence[str]) -> list[str]:
-    short = {key: _short(key) for key in keys}
+    """Return "lr=0.1 resnet50" for each config: values after the last part of their keys, where they need one."""
+    short = {key: f"{key.removesuffix('.name').rsplit('.', 1)[-1]}=" for key in keys}
+    short |= {key: "" for key in ("experiment", "model.backbone") if key in short}
     doubled = Counter(short.values())
     shown = {key: name if doubled[name] == 1 else f"{key}=" for key, name in short.items()}
     return [" ".join(f"{shown[key]}{text_of(config.get(key))}" for key in keys) for config in configs]
-
-
-def _short(key: str) -> str:
-    """Return the prefix of a value in a name: the short form of its key, "" if it needs none."""
-    if key in ("experiment", "model.backbone"):
-        return ""
-    return f"{key.removesuffix('.name').rsplit('.', 1)[-1]}="
 
 
 def text_of(value: object) -> str:

@@ -12,17 +12,10 @@ from carvision.reports.comparison.settings import Matrix, text_of
 from carvision.reports.tables import BEST, OVERALL, TextTable, fits, print_table
 
 RUN_TITLES = {
-    "best_epoch": "best epoch",
-    "epochs": "epochs",
-    "parameters": "parameters",
-    "wall_min": "wall minutes",
-    "cpu_min": "CPU minutes",
-    "cost": "cost",
-    "epoch_s": "seconds an epoch",
-    "best_after_s": "minutes to best",
-    "lowest_val_loss": "lowest val loss",
-    "training_s": "training seconds",
-}
+    "best_epoch": "best epoch", "epochs": "epochs", "parameters": "parameters", "wall_min": "wall minutes",
+    "cpu_min": "CPU minutes", "cost": "cost", "epoch_s": "seconds an epoch", "best_after_s": "minutes to best",
+    "lowest_val_loss": "lowest val loss", "training_s": "training seconds",
+}  # fmt: skip
 MAX_UPRIGHT = 6  # runs shown as columns; more are shown as rows
 
 

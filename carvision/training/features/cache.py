@@ -31,13 +31,14 @@ from carvision.config.schema import random_transforms, reason_not_cacheable
 from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.data.loading.dataset import PADDING, CachedFeatures, Key
 from carvision.data.paths import file_of, text_of_path
-from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, Table
+from carvision.data.table import BOX, LOCATION, SOURCE, Table
 from carvision.errors import InputError
 from carvision.files.arrays import ArrayWriter
 from carvision.training.callbacks import Clock
 from carvision.training.distributed.collectives import any_process, gather_objects, gather_rows
 from carvision.training.features.store import Features, digest_of_tensors, feature_file, make_room, open_features
 from carvision.training.module import LitClassifier, callbacks_of
+from carvision.training.optim import Phase
 from carvision.training.run.stopping import Stopping
 
 log = logging.getLogger(__name__)
@@ -50,73 +51,54 @@ CPU_SUBBATCH_SIZE = 16
 MAX_MEMORY_BYTES = 2e9  # of features kept in memory if they can't be stored on the disk
 
 
-def create_feature_cache(
-    cfg: dict, lit: LitClassifier, data: PhotoDataModule, clock: Clock, with_train: bool = False
-) -> "FeatureCache":
-    """Create the cache for PhotoDataModule.cached_features.
-
-    with_train: also cache training photos that are augmented in training. Raises InputError if
-    features.keep=true and nothing can be cached.
-    """
-    wanted, phases = cfg["features"]["keep"], lit.phases
-    frozen = [phase for phase in phases if phase["train_layers"] == "none"]
-    changing, forbidden = random_transforms(cfg), reason_not_cacheable(cfg)
-    if wanted is True:
-        if forbidden or changing:
-            raise InputError(
-                f"features.keep: true is not possible with {forbidden or changing}; use features.keep=auto"
-            )
-        if not frozen:
-            raise InputError("features.keep: true needs a phase with a frozen backbone; add model.train_layers=none")
-    cached = ("val",) if changing else ("train", "val")
-    if len(frozen) == len(phases):
-        if cfg["run"]["test"]:
-            cached += ("test",)  # the backbone stays the same until the test
-        if changing and wanted == "auto" and not forbidden:
-            log.info(
-                "the backbone is frozen, but training photos change (%s), so each epoch runs it again; "
-                "augment=none caches their features and makes epochs 15 times as fast or more",
-                changing,
-            )
-    splits = tuple(split for split in SPLITS if split in cached or (with_train and split == "train"))
-    return FeatureCache(cfg, lit, data, clock, splits, cached if wanted is not False and not forbidden else ())
+def splits_to_cache(cfg: dict, phases: list[Phase]) -> list[str]:
+    """Return the splits whose photos cached features replace. Raise InputError if features.keep=true and there are
+    none."""
+    wanted, changing, forbidden = cfg["features"]["keep"], random_transforms(cfg), reason_not_cacheable(cfg)
+    frozen = [phase["train_layers"] == "none" for phase in phases]
+    if wanted is True and (forbidden or changing):
+        raise InputError(f"features.keep: true is not possible with {forbidden or changing}; use features.keep=auto")
+    if wanted is True and not any(frozen):
+        raise InputError("features.keep: true needs a phase with a frozen backbone; add model.train_layers=none")
+    if wanted is False or forbidden:
+        return []
+    if changing and all(frozen):
+        log.info(
+            "the backbone is frozen, but training photos change (%s), so each epoch runs it again; "
+            "augment=none caches their features and makes epochs 15 times as fast or more",
+            changing,
+        )
+    test = ["test"] if all(frozen) and cfg["run"]["test"] else []  # the backbone stays the same until the test
+    return ["val", *test] if changing else ["train", "val", *test]
 
 
 class FeatureCache:
     """Call cache(split) for the split's CachedFeatures, or None if the photos themselves must be used. Set as
     PhotoDataModule.cached_features.
 
-    splits: those whose features are computed, all in one file. cached: those whose photos the features replace; without
-    any, nothing is stored on the disk.
+    linear_start: compute the features of "train" and "val" in any case. If those of no split replace its photos,
+    nothing is stored on the disk. Raises InputError as splits_to_cache does.
     """
 
-    def __init__(
-        self,
-        cfg: dict,
-        lit: LitClassifier,
-        data: PhotoDataModule,
-        clock: Clock,
-        splits: tuple[str, ...],
-        cached: tuple[str, ...],
-    ):
+    def __init__(self, cfg: dict, lit: LitClassifier, data: PhotoDataModule, clock: Clock, linear_start: bool):
         assert data.table is not None  # the datamodule is set up
-        self.lit, self.data, self.table, self.clock, self.cached = lit, data, data.table, clock, cached
-        self.splits = tuple(split for split in splits if split in data.datasets)
-        self.wanted_folder, self.max_bytes = cfg["features"]["dir"], 1e9 * cfg["features"]["max_gb"] * bool(cached)
+        self.lit, self.data, self.table, self.clock = lit, data, data.table, clock
+        self.cached = splits_to_cache(cfg, lit.phases)
+        computed = {*self.cached, *(["train", "val"] if linear_start else [])}
+        self.splits = [split for split in data.datasets if split in computed]  # all in one file
+        self.wanted_folder, self.max_bytes = cfg["features"]["dir"], 1e9 * cfg["features"]["max_gb"] * bool(self.cached)
         self.crop_to_box, self.epoch_fraction = cfg["data"]["crop_to_box"], cfg["data"]["epoch_fraction"]
         self.opened: dict[str, Features | None] = {}  # the last ones, by their digest
 
     def __call__(self, split: str) -> CachedFeatures | None:
-        fitting = self.lit.trainer.state.fn == TrainerFn.FITTING
-        if split not in self.cached or split not in self.splits or (fitting and not self._is_worth_it()):
+        fitting, phase = self.lit.trainer.state.fn == TrainerFn.FITTING, self.lit.phase
+        if split not in self.cached or split not in self.splits:
+            return None
+        if fitting and (phase["train_layers"] != "none" or phase["epochs"] * self.epoch_fraction < 1):
             return None
         # After training a missing file is not computed: the evaluation itself is one pass
         features = self.obtain(compute=fitting)
         return self.photos_of(features, split) if features else None
-
-    def _is_worth_it(self) -> bool:
-        phase = self.lit.phase
-        return phase["train_layers"] == "none" and phase["epochs"] * self.epoch_fraction >= 1
 
     def photos_of(self, features: Features, split: str) -> CachedFeatures:
         """Return the split's photos as rows of `features`."""
@@ -208,10 +190,11 @@ def compute_features(
                         or _attempt(file, make_room, file.parent, max_bytes, size)
                         or _attempt(file, stack.enter_context, new)
                     )
-                if problem := _first_problem(problem):
-                    if size > MAX_MEMORY_BYTES:
-                        return _not_cached(problem, size)
-                    new, rows = None, values.new_empty(num, *values.shape[1:])
+                problem = _first_problem(problem)
+                if problem and size > MAX_MEMORY_BYTES:
+                    break
+                if problem:
+                    rows = values.new_empty(num, *values.shape[1:])
             if rows is not None:
                 rows[start : start + len(values)] = values
             elif new and not problem:
@@ -224,7 +207,9 @@ def compute_features(
         log.warning("features of %s photos in %.1f s, for this run alone: %s", f"{num:,}", seconds, problem)
         return Features(rows, bad)
     if problem := _first_problem(problem):
-        return _not_cached(problem, size)
+        text = "features of %.1f GB can't be cached: %s; training through the backbone instead"
+        log.warning(text, size / 1e9, problem)
+        return None
     log.info("features of %s photos in %.1f s, %.1f MB: %s", f"{num:,}", seconds, file.stat().st_size / 1e6, file)
     return open_features(file)
 
@@ -243,11 +228,6 @@ def _attempt(file: Path, action: Callable, *arguments: Any) -> str:
     except OSError as error:
         return f"{file.parent} can't store them ({error.strerror or error}); features.dir= names another folder"
     return ""
-
-
-def _not_cached(problem: str, size: int) -> None:
-    text = "features of %.1f GB can't be cached: %s; training through the backbone instead"
-    log.warning(text, size / 1e9, problem)
 
 
 def _first_problem(problem: str) -> str:

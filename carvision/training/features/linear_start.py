@@ -73,9 +73,9 @@ class LinearStart(pl.Callback):
         photos = {split: self.cache.photos_of(features, split) for split in ("train", "val")}
         with torch.random.fork_rng():
             method = fit_above(module, photos, self.seed)
-        above = {name: value for name, value in module.model.state_dict().items() if not name.startswith("backbone.")}
-        cpu = {name: value.cpu() for name, value in above.items()}
-        module.model.load_state_dict(broadcast_object(cpu), strict=False)  # other processes may differ in the last bits
+        above = {k: value.cpu() for k, value in module.model.state_dict().items() if not k.startswith("backbone.")}
+        # Other processes may differ in the last bits
+        module.model.load_state_dict(broadcast_object(above), strict=False)
         metrics = head_scores(module, photos["val"])
         seconds = time.perf_counter() - began
         self.clock.add("linear_start", seconds)
@@ -96,7 +96,12 @@ def fit_above(lit: LitClassifier, photos: dict[str, CachedFeatures], seed: int) 
     for name, head in heads.items():
         loss, of_split = head_problem(lit, name, photos)
         num_outputs = head["output"].out_features
-        frame = create_frame(features["train"], *of_split["train"], num_outputs if "ids" in lit.labels[name] else None)
+        targets, weights = of_split["train"]
+        counts = weights > 0
+        if "ids" in lit.labels[name] and counts.any():
+            frame = class_frame(features["train"][counts], targets[counts], num_outputs, SHRINKAGE)
+        else:
+            frame = plain_frame(features["train"])
         framed = {split: frame.apply(values) for split, values in features.items()}
         layer, strengths[name] = choose_layer(framed, of_split, num_outputs, loss, seed)
         layer = frame.undo(layer)
@@ -128,14 +133,6 @@ def head_problem(
                 weights = weights * torch.tensor(of_class, device=lit.device)[targets.clamp(min=0)]
         found[split] = targets, weights
     return (lit.class_loss if "ids" in label else half_squared_error), found
-
-
-def create_frame(features: Tensor, targets: Tensor, weights: Tensor, num_classes: int | None) -> "Frame":
-    """Return the frame for the photos with weight above 0. num_classes: None if targets are numbers."""
-    counts = weights > 0
-    if num_classes is None or not counts.any():
-        return plain_frame(features)
-    return class_frame(features[counts], targets[counts], num_classes, SHRINKAGE)
 
 
 def choose_layer(
@@ -203,8 +200,7 @@ def head_scores(lit: LitClassifier, photos: CachedFeatures) -> dict[str, float]:
     """Return {head: top-1 accuracy of the photos whose class is known; of a number the mean absolute error}."""
     was_training = lit.model.training
     lit.model.eval()
-    sums = dict.fromkeys(lit.model.labels, 0.0)
-    counts = dict.fromkeys(lit.model.labels, 0.0)
+    sums, counts = dict.fromkeys(lit.model.labels, 0.0), dict.fromkeys(lit.model.labels, 0.0)
     for keys in TableSampler(len(photos.rows), 256):
         batch = on_device(photos[keys], lit.device)
         for name, logits in lit.model.above(batch["features"])[0].items():

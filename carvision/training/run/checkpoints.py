@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, cast
 
 import pytorch_lightning as pl
 import torch
@@ -75,35 +74,16 @@ class AtomicCheckpointIO(CheckpointIO):
         create_folder(Path(path).parent)
         checkpoint = apply_to_collection(checkpoint, torch.Tensor, lambda tensor: tensor.cpu())
         with atomic_file(Path(path)) as partial, partial.open("wb") as file:
-            out = Output(file)
             try:
-                torch.save(checkpoint, cast(IO[bytes], out))  # which calls write() and flush() alone
-            except RuntimeError as error:  # torch's own message hides the OSError
-                raise out.error or error from None
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch replaces the OSError of a failed write by its own
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
     def load_checkpoint(self, path: str | Path, map_location=None, weights_only: bool | None = True) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
-
-
-class Output:
-    """Keep the OSError of a failed write, which torch.save replaces by its own."""
-
-    def __init__(self, file: IO[bytes]):
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, data) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def require_space(folder: Path, lit: LitClassifier, averaged: bool) -> None:
@@ -122,15 +102,10 @@ def require_space(folder: Path, lit: LitClassifier, averaged: bool) -> None:
 
 def checkpoint_bytes(lit: LitClassifier, averaged: bool) -> int:
     """Estimate a checkpoint's bytes: float32 weights, their averages, and the optimizer's state of those trained."""
-    phases, sizes = lit.phases, [(p.numel(), p.requires_grad) for p in lit.parameters()]
+    sizes = [(p.numel(), p.requires_grad) for p in lit.parameters()]
     # What later phases train is not known yet: at most all
-    trained = sum(size for size, in_first in sizes if in_first or len(phases) > 1)
-    per_weight = max(_optimizer_values_per_weight(phase["optimizer"]) for phase in phases)
-    return 4 * ((1 + averaged) * sum(size for size, _ in sizes) + per_weight * trained)
-
-
-def _optimizer_values_per_weight(optimizer: dict) -> int:
-    """Return how many values the optimizer stores per weight; Adam's two moments are the usual maximum."""
-    if "sgd" in optimizer["name"]:
-        return 1 if optimizer.get("momentum") else 0
-    return 2
+    trained = sum(size for size, in_first in sizes if in_first or len(lit.phases) > 1)
+    optimizers = [phase["optimizer"] for phase in lit.phases]
+    # Adam's two moments are the usual maximum
+    values_per_weight = max(bool(each.get("momentum")) if "sgd" in each["name"] else 2 for each in optimizers)
+    return 4 * ((1 + averaged) * sum(size for size, _ in sizes) + values_per_weight * trained)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NoReturn, TypeVar
+from typing import IO, TypeVar
 
 import yaml
 
@@ -16,8 +16,8 @@ from carvision.config.compose import flat_config, keys_added_since
 from carvision.config.schema import KEYS_WITHOUT_EFFECT
 from carvision.errors import InputError, one_line
 from carvision.files import locks
-from carvision.files.atomic import write_json, write_text
-from carvision.files.folders import BEST, CONFIG, LAST, shorten
+from carvision.files.atomic import write_text
+from carvision.files.folders import CONFIG, shorten
 
 log = logging.getLogger(__name__)
 
@@ -56,32 +56,9 @@ def read_json(file: Path, kind: type[T], otherwise: str) -> T | None:
     return None
 
 
-def write_metrics(metrics: dict, folder: Path) -> None:
-    """Write the folder's metrics.json."""
-    write_json(folder / METRICS, metrics)
-
-
 def write_config(config: dict, folder: Path) -> None:
     """Write the folder's config.yaml."""
     write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-
-
-def refuse_finished(folder: Path) -> NoReturn:
-    """Raise InputError: the folder holds a finished run."""
-    raise InputError(
-        f"run.dir: {folder} exists already and holds a finished run; to train it further give more epochs with "
-        "run.allow_changes=true, as in trainer.max_epochs=<more>, or start another run with its weights in a new "
-        f"run.dir, with model.weights={folder}"
-    )
-
-
-def refuse_unknown(folder: Path) -> None:
-    """Raise InputError if the folder has a run's checkpoints without the configuration that belongs to them."""
-    if (folder / "checkpoints" / LAST).exists():
-        raise InputError(
-            f"run.dir: {folder} exists already with checkpoints, and its {CONFIG} is missing, damaged or another "
-            f"program's; use a new run.dir, with model.weights={folder / 'checkpoints' / BEST}"
-        )
 
 
 def require_same_config(config: dict, started_with: dict, folder: Path) -> None:

@@ -28,14 +28,7 @@ VARIABLES = (
 
 def write_environment(folder: Path, config: dict, trainer: pl.Trainer) -> None:
     """Add this start to the list in the folder's environment.json. splits.csv must exist already."""
-    file = folder / "environment.json"
-    earlier = read_json(file, list, "its records of earlier starts are lost") or []
-    write_json(file, [*earlier, describe_start(folder, config, trainer)])
-
-
-def describe_start(folder: Path, config: dict, trainer: pl.Trainer) -> dict:
-    """Return this start's record."""
-    return {
+    start = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
         "working_folder": str(Path.cwd()),
@@ -58,6 +51,9 @@ def describe_start(folder: Path, config: dict, trainer: pl.Trainer) -> dict:
         "num_threads": torch.get_num_threads(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+    file = folder / "environment.json"
+    earlier = read_json(file, list, "its records of earlier starts are lost") or []
+    write_json(file, [*earlier, start])
 
 
 def _device_names(trainer: pl.Trainer) -> list[str]:

@@ -34,7 +34,7 @@ STEP_KEYS = ("optimizer.", "schedule.", "phases", "trainer.", "data.batch_size")
 class ResumePoint(NamedTuple):
     """Position in a run that a checkpoint restores. All counts start at 0."""
 
-    file: str
+    file: Path
     phase: int
     phase_begun: int  # first epoch of the phase
     epochs_done: int
@@ -48,7 +48,7 @@ class ResumePoint(NamedTuple):
 class EarlierRun(NamedTuple):
     """What earlier starts of a run left in its folder, read once."""
 
-    folder: str
+    folder: Path
     config: dict
     metrics: dict | None  # of the finished run; None: it is not finished, or being trained further
     point: ResumePoint | None  # of the newest whole checkpoint
@@ -63,7 +63,7 @@ def read_earlier_run(folder: Path) -> EarlierRun | None:
         if config is None:
             return None
         metrics = None if (folder / EXTENDING).exists() else read_metrics(folder)
-        return EarlierRun(str(folder), config, metrics, *read_resume_point(folder / "checkpoints"))
+        return EarlierRun(folder, config, metrics, *read_resume_point(folder / "checkpoints"))
 
     return broadcast_at_start(read)
 
@@ -73,9 +73,7 @@ def read_resume_point(folder: Path) -> tuple[ResumePoint | None, list[str]]:
     that can't be read. Executes no code from them."""
     refuse_link_out(folder)
     found, problems = [], []
-    for file in (folder / LAST, folder / BEST, folder / PREVIOUS):
-        if not file.exists():
-            continue
+    for file in filter(Path.exists, (folder / LAST, folder / BEST, folder / PREVIOUS)):
         try:
             found.append(_point_of(file))
         except Exception as error:  # torch and pickle raise many kinds for a damaged file
@@ -83,24 +81,22 @@ def read_resume_point(folder: Path) -> tuple[ResumePoint | None, list[str]]:
     if not found:
         return None, problems
     newest = max(found, key=lambda point: (point.epochs_done, point.batches_done))  # the first of equal ones
-    epochs = [point.epochs_done - 1 for point in found if point.file == str(folder / BEST)]
+    epochs = [point.epochs_done - 1 for point in found if point.file == folder / BEST]
     return newest._replace(best_lost=newest.best_epoch not in (None, *epochs)), problems
 
 
 def _point_of(file: Path) -> ResumePoint:
     state = read_checkpoint(file)
-    epoch, batches = state["epoch"], state["batches_done"]
+    counts = [state[key] for key in ("epoch", "batches_done", "phase", "phase_begun")]
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise ValueError("its epoch counts are invalid")
+    epoch, batches, phase, begun = counts
     early = [values for name, values in state["callbacks"].items() if name.startswith("Patience")]
     stopped = any(v["stopping_reason"] != NOT_STOPPED and v["stopped_epoch"] == epoch for v in early)
     waited = max((v["wait_count"] for v in early), default=0)
-    done = epoch + (0 if batches else 1)
     saving = next(values for name, values in state["callbacks"].items() if name.startswith("Checkpoints"))
-    counts = (epoch, batches, state["phase"], state["phase_begun"])
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise ValueError("its epoch counts are invalid")
-    return ResumePoint(
-        str(file), state["phase"], state["phase_begun"], done, batches, stopped, waited, saving["best_epoch"]
-    )
+    done = epoch + (batches == 0)
+    return ResumePoint(file, phase, begun, done, batches, stopped, waited, saving["best_epoch"])
 
 
 def read_checkpoint(file: Path) -> dict:
@@ -143,25 +139,19 @@ def load_best(folder: Path, lit: torch.nn.Module) -> dict:
     raise InputError(f"run.dir: no checkpoint can be tested ({'; '.join(problems)}); use a new run.dir to start anew")
 
 
-def require_more_epochs(earlier: EarlierRun, phases: list[Phase], patience: int | None) -> None:
-    """Raise InputError if a finished run is not trained further with these phases."""
-    reason = earlier.metrics is not None and reason_to_end(earlier, phases, patience)
-    if reason:
-        raise InputError(f"run.dir: {earlier.folder} holds a finished run: {reason}")
-
-
 def resume_point_of(earlier: EarlierRun, phases: list[Phase], patience: int | None) -> ResumePoint | None:
     """Return where this start resumes; None if the earlier one was killed before its first checkpoint.
 
     patience: callbacks.patience. Raises InputError if no checkpoint can be read, the phases have fewer epochs than the
     run has trained, or a finished run is not trained further with these phases.
     """
-    require_more_epochs(earlier, phases, patience)
+    if earlier.metrics and (reason := reason_to_end(earlier, phases, patience)):
+        raise InputError(f"run.dir: {earlier.folder} holds a finished run: {reason}")
     point = earlier.point
     if point is None:
         if earlier.problems:
             raise InputError(f"run.dir: {'; '.join(earlier.problems)}; use a new run.dir to start anew")
-        require_no_lost_checkpoints(Path(earlier.folder))
+        require_no_lost_checkpoints(earlier.folder)
         return None
     _require_enough_epochs(point, phases)
     for problem in earlier.problems:
@@ -171,10 +161,10 @@ def resume_point_of(earlier: EarlierRun, phases: list[Phase], patience: int | No
     if not _stays_stopped(point, patience):
         point = point._replace(stopped_early=False)
     num_epochs = sum(phase["epochs"] for phase in phases)
-    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(Path(point.file).stat().st_mtime))
+    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(point.file.stat().st_mtime))
     inside = f" and {point.batches_done:,} batches of the next" if point.batches_done else ""
-    name = Path(point.file).name
-    log.info("resuming after %d of %d epochs%s (%s of %s)", point.epochs_done, num_epochs, inside, name, written)
+    text = "resuming after %d of %d epochs%s (%s of %s)"
+    log.info(text, point.epochs_done, num_epochs, inside, point.file.name, written)
     return point
 
 
@@ -193,7 +183,7 @@ def reason_to_end(earlier: EarlierRun, phases: list[Phase], patience: int | None
             f"early stopping ended it after {point.epochs_done} epochs, and callbacks.patience={patience} would "
             "again; give a larger one, or null"
         )
-    if point.epochs_done >= _planned_end(point, phases) and not point.batches_done:
+    if point.epochs_done >= point.phase_begun + phases[point.phase]["epochs"] and not point.batches_done:
         wanted = sum(phase["epochs"] for phase in phases)
         return (
             f"all of its {point.epochs_done} epochs are trained, and {wanted} are asked for; give more with "
@@ -207,11 +197,6 @@ def _stays_stopped(point: ResumePoint, patience: int | None) -> bool:
     return point.stopped_early and patience is not None and point.waited >= patience
 
 
-def _planned_end(point: ResumePoint, phases: list[Phase]) -> int:
-    """Return the number of epochs after which the resume point's phase ends."""
-    return point.phase_begun + phases[point.phase]["epochs"]
-
-
 def _require_enough_epochs(point: ResumePoint, phases: list[Phase]) -> None:
     """Raise InputError if the phases have fewer epochs than the run has already trained."""
     key = epochs_key(phases[min(point.phase, len(phases) - 1)])
@@ -219,7 +204,7 @@ def _require_enough_epochs(point: ResumePoint, phases: list[Phase]) -> None:
         raise InputError(
             f"{key}: the run has started phase {point.phase + 1}, and there are only {len(phases)} now; give as many"
         )
-    end, begun = _planned_end(point, phases), point.epochs_done + (point.batches_done > 0)
+    end, begun = point.phase_begun + phases[point.phase]["epochs"], point.epochs_done + (point.batches_done > 0)
     if begun > end:
         inside = f" and {point.batches_done} batches" if point.batches_done else ""
         raise InputError(
@@ -269,18 +254,24 @@ def require_same_photos(table: Table, folder: Path, allow_changes: bool) -> None
         if any((folder / "checkpoints").glob("*.ckpt")):
             log.warning("%s is missing: can't verify that the photos are those the run was started with", file)
         return
+    problem = _changed_photos(table, file)
+    if problem and not allow_changes:
+        raise InputError(
+            f"run.dir: {problem}; use a new run.dir, or the photos as they are now with run.allow_changes=true"
+        )
+    if problem:
+        log.warning("using the photos as they are now, though %s", problem)
+
+
+def _changed_photos(table: Table, file: Path) -> str:
+    """Return how the table's photos differ from those in splits.csv, or why that can't be read; "" if they are the
+    same."""
     try:
         before = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8").set_index("path")
         if "split" not in before or not before.index.is_unique:
             raise ValueError("not a list of photos and their splits")
     except (OSError, ValueError, KeyError) as error:
-        what = f"{file} can't be read ({one_line(error, 100)})"
-        if not allow_changes:
-            raise InputError(
-                f"run.dir: {what}; use a new run.dir, or the photos as they are with run.allow_changes=true"
-            ) from None
-        log.warning("%s; using the photos as they are now", what)
-        return
+        return f"{file} can't be read ({one_line(error, 100)})"
     now = splits_of(table).astype(str).set_index("path")
     before, now = (frame.map(nfc).set_axis(frame.index.map(nfc)) for frame in (before, now))
     common = before.index.intersection(now.index)
@@ -288,14 +279,8 @@ def require_same_photos(table: Table, folder: Path, allow_changes: bool) -> None
     moved = (before.loc[common, columns] != now.loc[common, columns]).any(axis=1).sum()
     more, fewer = len(now) - len(common), len(before) - len(common)
     if not (more or fewer or moved):
-        return
-    what = (
+        return ""
+    return (
         f"the photos are not those the run was started with ({file}): {more:,} more, {fewer:,} fewer, {moved:,} in "
-        "another split or class"
+        "another split or class (data.split.file=<a copy of that file> gives the old splits)"
     )
-    if not allow_changes:
-        raise InputError(
-            f"run.dir: {what}. Put them back, use the old splits with data.split.file=<a copy of that file>, or "
-            "continue with run.allow_changes=true"
-        )
-    log.warning("continuing, though %s", what)

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pandas as pd
 import pytorch_lightning as pl
 
+from carvision.data.build import folds_of
 from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.data.splits import write_splits
 from carvision.data.table import SPLITS, Table
@@ -23,13 +24,13 @@ from carvision.training.compile import first_step_seconds
 from carvision.training.distributed.collectives import gather_objects
 from carvision.training.distributed.fsdp import enable_sharding, unshard
 from carvision.training.distributed.launch import first_process_first, is_first_process
-from carvision.training.features.cache import create_feature_cache
+from carvision.training.features.cache import FeatureCache
 from carvision.training.features.linear_start import LinearStart, wants_linear_start
 from carvision.training.hardware import hardware_used, set_deterministic
 from carvision.training.module import LitClassifier
 from carvision.training.optim import Phase
 from carvision.training.run.checkpoints import require_space
-from carvision.training.run.folder import EXTENDING, write_config, write_metrics
+from carvision.training.run.folder import EXTENDING, METRICS, write_config
 from carvision.training.run.provenance import write_environment
 from carvision.training.run.resume import (
     EarlierRun,
@@ -47,7 +48,6 @@ def train_single_run(
     cfg: dict,
     folder: Path,
     phases: list[Phase],
-    fold: int | None = None,
     earlier: EarlierRun | None = None,
     ends: float | None = None,
     callbacks: Sequence[pl.Callback] = (),
@@ -55,22 +55,22 @@ def train_single_run(
     """Train as `cfg` (plain and checked) says, into the folder. Return the contents of metrics.json; None if
     run.max_epochs_per_start ended this start earlier. Raise Stopped after a signal or run.max_minutes.
 
-    phases: of cfg. fold: see build_datamodule. earlier: what earlier starts of this run left in the folder, which is
-    resumed. ends: time.monotonic() after which this start stops; None: never. callbacks: called before the run's own.
+    phases: of cfg. earlier: what earlier starts of this run left in the folder, which is resumed. ends:
+    time.monotonic() after which this start stops; None: never. callbacks: called before the run's own.
     """
     quiet_libraries()
     set_deterministic(cfg["deterministic"])
     first = is_first_process()
-    resume_point, extended = None, None
+    resume_point, extended, settings_changed = None, None, ""
     if earlier:
         extended = earlier.metrics  # of a finished run, which is trained further
         cfg = with_found_batch_size(cfg, earlier.config)
         resume_point = resume_point_of(earlier, phases, cfg["callbacks"]["patience"])
-    settings_changed = changed_step_settings(cfg, earlier) if earlier else ""
+        settings_changed = changed_step_settings(cfg, earlier)
     clock = Clock(folder / "seconds.json", extended and extended.get("seconds"))
     if first and not extended:
         write_config(cfg, folder)
-    datamodule, table = _read_photos(cfg, folder, fold, earlier is not None, write=first and not extended)
+    datamodule, table = _read_photos(cfg, folder, earlier is not None, write=first and not extended)
     clock.lap("reading")
     lit = build_lit_classifier(cfg, datamodule, phases)
     datamodule.require_usable(splits_needed(cfg, phases), list(lit.labels))
@@ -85,12 +85,12 @@ def train_single_run(
             write_json(folder / EXTENDING, {"epochs": resume_point.epochs_done})
             write_config(cfg, folder)
             write_splits(table, folder / "splits.csv")
-        if resume_point and Path(resume_point.file).name != LAST:  # the last one is damaged, or a kill prevented it
-            link_or_copy(Path(resume_point.file), folder / "checkpoints" / LAST)
+        if resume_point and resume_point.file.name != LAST:  # the last one is damaged, or a kill prevented it
+            link_or_copy(resume_point.file, folder / "checkpoints" / LAST)
         write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
         write_environment(folder, cfg, trainer)
     linear = wants_linear_start(cfg, lit.model)
-    datamodule.cached_features = cache = create_feature_cache(cfg, lit, datamodule, clock, with_train=linear)
+    datamodule.cached_features = cache = FeatureCache(cfg, lit, datamodule, clock, linear)
     if linear:
         hooks: list[pl.Callback] = trainer.callbacks  # pyrefly: ignore[missing-attribute] - see callbacks_of
         hooks.insert(0, LinearStart(cache, clock, cfg["seed"]))
@@ -103,20 +103,19 @@ def train_single_run(
         if first:
             clock.save()  # for the next start, if this one does not finish
     if not ended:
-        log.info(
-            "stopping after %d of %d epochs, as run.max_epochs_per_start asks", trainer.current_epoch, lit.num_epochs
-        )
+        text = "stopping after %d of %d epochs, as run.max_epochs_per_start asks"
+        log.info(text, trainer.current_epoch, lit.num_epochs)
         return None
     return _finish(cfg, folder, trainer, lit, datamodule, clock)
 
 
-def _read_photos(cfg: dict, folder: Path, fold: int | None, resume: bool, write: bool) -> tuple[PhotoDataModule, Table]:
+def _read_photos(cfg: dict, folder: Path, resume: bool, write: bool) -> tuple[PhotoDataModule, Table]:
     """Return the datamodule and its table. Raise InputError if a resumed run had other photos.
 
     write: the table's splits are written to the folder.
     """
     with first_process_first():  # it may draw the demo data or download
-        datamodule = build_datamodule(cfg, fold)
+        datamodule = build_datamodule(cfg, folds_of(cfg["data"]["split"])[0])
     table = datamodule.table
     assert table is not None  # the datamodule is set up
     if resume:
@@ -132,13 +131,13 @@ def _read_photos(cfg: dict, folder: Path, fold: int | None, resume: bool, write:
 
 def _log_network(cfg: dict, lit: LitClassifier) -> None:
     heads = ", ".join(f"{n} ({len(v['ids'])})" if "ids" in v else n for n, v in lit.labels.items())
-    log.info("%s: %s parameters; heads: %s", cfg["model"]["backbone"], f"{_num_parameters(lit):,}", heads)
+    log.info("%s: %s parameters; heads: %s", cfg["model"]["backbone"], f"{num_parameters(lit):,}", heads)
     wanted = sum(phase["epochs"] for phase in (cfg["phases"] or {}).values())
     if wanted > lit.num_epochs:
         log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, wanted)
 
 
-def _num_parameters(lit: LitClassifier) -> int:
+def num_parameters(lit: LitClassifier) -> int:
     return sum(p.numel() for p in lit.parameters())
 
 
@@ -146,21 +145,29 @@ def _finish(
     cfg: dict, folder: Path, trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, clock: Clock
 ) -> dict:
     """Test the best weights, and write the model file and the metrics; return the contents of metrics.json."""
-    num_parameters = _num_parameters(lit)  # before a sharded network is replaced by a whole one
+    parameters = num_parameters(lit)  # before a sharded network is replaced by a whole one
     metrics = _test(trainer, lit, datamodule, folder, with_test=cfg["run"]["test"])
-    metrics["parameters"] = num_parameters
     clock.lap("test")
-    metrics["seconds"] = clock.seconds
-    metrics["hardware"] = hardware_used(trainer)
-    cfg = with_batch_size(cfg, datamodule.batch_size)
+    metrics |= {"parameters": parameters, "seconds": clock.seconds, "hardware": hardware_used(trainer)}
     price = cfg["run"]["price_per_hour"]
     if price is not None:
         metrics |= {"cost": clock.seconds["total"] / 3600 * price, "price_per_hour": price}
     bad = {path: reason for part in gather_objects(datamodule.bad_images) for path, reason in part.items()}
     if is_first_process():
         print_closing(metrics, cast(Any, lit.labels), folder)
-        _report_bad_images(bad, datamodule.on_bad_image, folder)
-        _save(lit, cfg, metrics, folder)  # metrics.json last: with it the run is finished
+        if bad:
+            file = folder / "bad_images.csv"
+            write_csv(file, pd.DataFrame({"path": list(bad), "reason": list(bad.values())}))
+            text = "%d photos could not be read (data.on_bad_image=%s; first: %s); all are in %s"
+            log.warning(text, len(bad), datamodule.on_bad_image, next(iter(bad)), file)
+        model_file.save(
+            lit.model, folder, lit.labels, lit.preprocessing, lit.decoding, metrics,
+            with_batch_size(cfg, datamodule.batch_size),
+            crop_to_box=cfg["data"]["crop_to_box"],
+            averaged=cfg["callbacks"]["ema_decay"] is not None,
+            epoch=metrics["best_epoch"],
+        )  # fmt: skip
+        write_json(folder / METRICS, metrics)  # last: with it the run is finished
         clock.file.unlink(missing_ok=True)
         (folder / EXTENDING).unlink(missing_ok=True)
     return metrics
@@ -193,26 +200,6 @@ def metrics_of(checkpoint: dict) -> dict[str, dict[str, float | None]]:
     row = checkpoint["callbacks"]["History"]["rows"][-1]  # an earlier version's
     of_split = {split: {k: v for k, v in row.items() if k.startswith(f"{split}/")} for split in ("train", "val")}
     return {split: {k.removeprefix(f"{split}/"): v for k, v in found.items()} for split, found in of_split.items()}
-
-
-def _save(lit: LitClassifier, cfg: dict, metrics: dict, folder: Path) -> None:
-    model_file.save(
-        lit.model, folder, lit.labels, lit.preprocessing, lit.decoding, metrics, cfg,
-        crop_to_box=cfg["data"]["crop_to_box"],
-        averaged=cfg["callbacks"]["ema_decay"] is not None,
-        epoch=metrics["best_epoch"],
-    )  # fmt: skip
-    write_metrics(metrics, folder)
-
-
-def _report_bad_images(bad: dict[str, str], on_bad_image: str, folder: Path) -> None:
-    if bad:
-        file = folder / "bad_images.csv"
-        write_csv(file, pd.DataFrame({"path": list(bad), "reason": list(bad.values())}))
-        log.warning(
-            "%d photos could not be read (data.on_bad_image=%s; first: %s); all are in %s",
-            len(bad), on_bad_image, next(iter(bad)), file,
-        )  # fmt: skip
 
 
 def quiet_libraries() -> None:

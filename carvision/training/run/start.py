@@ -14,7 +14,7 @@ from carvision.data.build import folds_of
 from carvision.data.packs.remote import is_url
 from carvision.errors import InputError
 from carvision.files.atomic import PARTIAL, create_folder, write_json
-from carvision.files.folders import CONFIG, LOCK, claim_folder, is_run, remove_beginning
+from carvision.files.folders import BEST, CONFIG, LAST, LOCK, claim_folder, is_run, remove_beginning
 from carvision.files.log import start_log
 from carvision.system.runtime import keep_freed_memory
 from carvision.training.distributed.launch import (
@@ -24,19 +24,17 @@ from carvision.training.distributed.launch import (
     run_together,
 )
 from carvision.training.hardware import nondeterministic_operation_errors
-from carvision.training.optim import Phase, build_phases
+from carvision.training.optim import build_phases
 from carvision.training.run.folder import (
     EXTENDING,
+    METRICS,
     disk_errors,
     is_finished,
     lock_run_folder,
-    refuse_finished,
-    refuse_unknown,
     require_same_config,
     write_config,
-    write_metrics,
 )
-from carvision.training.run.resume import EarlierRun, read_earlier_run, reason_to_end, require_more_epochs
+from carvision.training.run.resume import EarlierRun, read_earlier_run, reason_to_end
 from carvision.training.run.single_run import train_single_run
 from carvision.training.run.stopping import Stopped
 
@@ -57,9 +55,12 @@ def train(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
         wanted = cfg["run"]["dir"] and Path(cfg["run"]["dir"])
         if wanted and is_run(wanted):
             return str(wanted), True, False
+        if wanted and (wanted / "checkpoints" / LAST).exists():
+            raise InputError(
+                f"run.dir: {wanted} exists already with checkpoints, and its {CONFIG} is missing, damaged or another "
+                f"program's; use a new run.dir, with model.weights={wanted / 'checkpoints' / BEST}"
+            )
         made = not (wanted and os.path.lexists(wanted))
-        if not made:
-            refuse_unknown(wanted)
         return str(claim_folder(wanted, Path("runs") / name, leftovers=(LOCK, f"{CONFIG}{PARTIAL}"))), False, made
 
     root = cfg["data"]["root"]
@@ -82,7 +83,11 @@ def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequen
         earlier = read_earlier_run(folder) if resume else None  # only now, as another process may have held the lock
         if earlier:
             if earlier.metrics is not None and not cfg["run"]["allow_changes"]:
-                refuse_finished(folder)
+                raise InputError(
+                    f"run.dir: {folder} exists already and holds a finished run; to train it further give more epochs "
+                    "with run.allow_changes=true, as in trainer.max_epochs=<more>, or start another run with its "
+                    f"weights in a new run.dir, with model.weights={folder}"
+                )
             if any(folder.rglob("*.ckpt")):  # without checkpoints another configuration does no harm
                 require_same_config(cfg, earlier.config, folder)
             log.info("resuming %s", folder)
@@ -118,30 +123,29 @@ def _run_parts(cfg: dict, folder: Path, earlier: EarlierRun | None, callbacks: S
     _refuse_other_kind(folder, kind if seeds or len(folds) > 1 else None)
     phases = build_phases(cfg)
     if len(folds) == 1 and not seeds:
-        train_single_run(cfg, folder, phases, folds[0], earlier, ends, callbacks)
+        train_single_run(cfg, folder, phases, earlier, ends, callbacks)
         return
     configs = _part_configs(cfg, folds, seeds)
     folders = [folder / f"{kind}_{value}" for value in values]
     earlier_parts = [read_earlier_run(part) for part in folders]
     patience = cfg["callbacks"]["patience"]
-    done = [is_done(part, phases, patience) for part in earlier_parts]
+    ended = [part and part.metrics and reason_to_end(part, phases, patience) for part in earlier_parts]
     extends = earlier is not None and earlier.metrics is not None
-    if extends and earlier_parts[0] and all(done):
-        require_more_epochs(earlier_parts[0], phases, patience)
+    if extends and all(ended):
+        raise InputError(f"run.dir: {folders[0]} holds a finished run: {ended[0]}")
     if is_first_process():
         if extends:
             write_json(folder / EXTENDING, {f"{kind}s": values})
         write_config(cfg, folder)
     parts = []
-    for number, (value, part, begun) in enumerate(zip(values, folders, earlier_parts, strict=True)):
-        log.info("%s %d: %d of %d", kind, value, number + 1, len(values))
+    for number, (part, begun) in enumerate(zip(folders, earlier_parts, strict=True)):
+        log.info("%s %d: %d of %d", kind, values[number], number + 1, len(values))
         if is_first_process():
             create_folder(part)
-        if begun and done[number]:
+        if begun and ended[number]:
             metrics = begun.metrics
         else:
-            fold = folds[0] if seeds else value
-            metrics = train_single_run(configs[number], part, phases, fold, begun, ends, callbacks)
+            metrics = train_single_run(configs[number], part, phases, begun, ends, callbacks)
         assert metrics is not None  # all epochs of a part are trained: run.max_epochs_per_start is refused
         parts.append(metrics)
     _summarise(cfg, folder, kind, parts)
@@ -171,16 +175,11 @@ def _summarise(cfg: dict, folder: Path, kind: str, parts: list[dict]) -> None:
     if "cost" in parts[0]:
         metrics |= {"cost": sum(part["cost"] for part in parts), "price_per_hour": parts[0]["price_per_hour"]}
     if is_first_process():
-        write_metrics(metrics, folder)
+        write_json(folder / METRICS, metrics)
         (folder / EXTENDING).unlink(missing_ok=True)
     for metric in (name for name in summary if name.endswith("top1") or name == "loss"):
         mean, std = summary[metric].values()
         log.info("%s/%s over %d %ss: %.4f +- %.4f", split, metric, len(parts), kind, mean, std)
-
-
-def is_done(part: EarlierRun | None, phases: list[Phase], patience: int | None) -> bool:
-    """Return whether the fold's or seed's run is finished and not trained further with these phases."""
-    return part is not None and part.metrics is not None and reason_to_end(part, phases, patience) is not None
 
 
 def _refuse_other_kind(folder: Path, kind: str | None) -> None:

@@ -48,12 +48,7 @@ class Stopping(Callback):
     an epoch.
     """
 
-    def __init__(
-        self,
-        checkpoints: Checkpoints,
-        ends: float | None,
-        checkpoint_every_minutes: float | None,
-    ):
+    def __init__(self, checkpoints: Checkpoints, ends: float | None, checkpoint_every_minutes: float | None):
         self.checkpoints = checkpoints
         self.ends = math.inf if ends is None else ends
         self.every_s = math.inf if checkpoint_every_minutes is None else 60 * checkpoint_every_minutes

@@ -69,7 +69,7 @@ def test_bad_photos_and_padding_are_blank_and_invalid_and_bad_ones_reported(tabl
         assert batch["reasons"] == ["the file is missing", None, "the file is empty", None, None]
         assert (batch["images"][[0, 2, 3, 4]] == BLANK).all()
         assert torch.equal(batch["images"][1], dataset[[(0, epoch)]]["images"][0])
-    assert dataset.path(5) == "é5.png" and dataset.location(5) == str(table.root / "é5.png")
+    assert dataset.paths[5] == "é5.png" and dataset.location(5) == str(table.root / "é5.png")
 
 
 def items(photos: PhotoDataset, keys: list) -> dict[tuple, tuple]:

@@ -181,8 +181,7 @@ def test_several_processes_and_threads_fetch_each_shard_once_and_remove_what_a_k
 def test_the_next_shards_are_fetched_ahead_by_a_thread_that_ends_with_its_photos():
     fetched = queue.SimpleQueue()
     before = {*threading.enumerate()}
-    ahead = FetchAhead(fetched.put, window=1)
-    ahead.start_epoch(0, [4, 0, 1, 3, 2])
+    ahead = FetchAhead(fetched.put, [4, 0, 1, 3, 2], window=1)
     for shard, wanted in ((4, [0, 1]), (0, [3])):
         ahead.reach(shard)
         assert [fetched.get(timeout=60) for _ in wanted] == wanted and fetched.empty()

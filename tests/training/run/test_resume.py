@@ -50,7 +50,7 @@ def test_other_photos_are_refused_and_forms_of_unicode_are_equal(tmp_path, caplo
     with pytest.raises(InputError, match=r"0 more, 0 fewer, 2 in another split or class.*run\.allow_changes=true"):
         require_same_photos(moved, tmp_path, allow_changes=False)
     require_same_photos(moved, tmp_path, allow_changes=True)
-    assert "continuing, though the photos are not those the run was started with" in caplog.text
+    assert "as they are now, though the photos are not those the run was started with" in caplog.text
 
 
 @pytest.fixture(scope="module")

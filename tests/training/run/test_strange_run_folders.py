@@ -123,7 +123,7 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused_in_one_line(begun):
         last.unlink()
         last.write_bytes(damage)
         point, [problem] = read_resume_point(folder / "checkpoints")
-        assert point.file == str(last.with_name("best.ckpt")) and "last.ckpt is not a complete checkpoint" in problem
+        assert point.file == last.with_name("best.ckpt") and "last.ckpt is not a complete checkpoint" in problem
     last.with_name("best.ckpt").write_bytes(damage)
     refuse(r"last\.ckpt is not a complete checkpoint.*best\.ckpt is not.*use a new run\.dir", folder, *overrides)
     assert len(pd.read_csv(folder / "history.csv")) == 1
