@@ -1,4 +1,4 @@
-"""python -m carvision.check data=...: the health of a data set. See --help and conf/check.yaml."""
+"""carvision check data=...: the health of a data set. See --help and conf/check.yaml."""
 
 import logging
 import sys

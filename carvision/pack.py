@@ -1,4 +1,4 @@
-"""python -m carvision.pack data=... out=...: photos packed into shards. See --help and conf/pack.yaml."""
+"""carvision pack data=... out=...: photos packed into shards. See --help and conf/pack.yaml."""
 
 import sys
 from dataclasses import replace

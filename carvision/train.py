@@ -1,4 +1,4 @@
-"""python -m carvision.train [overrides]: train a classifier, test it, save it. See --help and conf/train.yaml."""
+"""carvision train [overrides]: train a classifier, test it, save it. See --help and conf/train.yaml."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ def train(cfg: "DictConfig") -> None:
     if is_multirun() and (trainer["devices"] not in (1, [0]) or trainer["num_nodes"] > 1):
         raise InputError(
             f"trainer.devices: {trainer['devices']}, and -m needs trainer.devices=1 on one machine: with more, every "
-            "process would start all the runs. Start the runs one by one, or let carvision.sweep sweep=grid do it"
+            "process would start all the runs. Start the runs one by one, or let carvision sweep sweep=grid do it"
         )
     # Imported here, as a mistake is reported without torch, and the agent of several processes needs no Lightning
     from carvision.training.distributed.launch import start_processes

@@ -130,7 +130,7 @@ def without_unseen_classes(table: Table) -> Table:
     if unseen.any():
         log.info(
             "%s: %s test photos are of %d classes that are not trained: their %s has no metrics here; "
-            "python -m carvision.retrieve measures how well they are found",
+            "carvision retrieve measures how well they are found",
             table.name, f"{unseen.sum():,}", len(table.finest_classes) - len(seen.finest_classes), table.finest,
         )  # fmt: skip
     return replace(table, rows=rows, labels=seen.labels)

@@ -244,8 +244,8 @@ def match_classes(
     judged = torch.stack(known).any(0).numpy()
     if not judged.any():
         raise InputError(
-            f"{table.name}: no photo has a label that the model knows ({'; '.join(notes)}); python -m "
-            "carvision.retrieve measures its embeddings on classes that it has never seen"
+            f"{table.name}: no photo has a label that the model knows ({'; '.join(notes)}); carvision "
+            "retrieve measures its embeddings on classes that it has never seen"
         )
     unmatched = pd.DataFrame(unmatched_rows, columns=["head", "only_in", "id", "name", "photos"])
     return Matched(targets, judged, unmatched, notes)

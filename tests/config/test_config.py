@@ -66,7 +66,7 @@ def test_hydra_and_the_help_know_the_same_choices():
         loader = GlobalHydra.instance().config_loader()
         assert all(sorted(loader.get_group_options(group)) == options_of(group) for group in GROUPS)
     assert f"experiment: {', '.join(options_of('experiment'))}\n" in help_of("train")
-    assert "python -m carvision.train data=folder data.root=photos" in help_of("train")
+    assert "carvision train data=folder data.root=photos" in help_of("train")
 
 
 def test_errors_are_one_line_without_control_codes_or_odd_bytes():

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -84,9 +85,9 @@ def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequen
         if earlier:
             if earlier.metrics is not None and not cfg["run"]["allow_changes"]:
                 raise InputError(
-                    f"run.dir: {folder} exists already and holds a finished run; to train it further give more epochs "
-                    "with run.allow_changes=true, as in trainer.max_epochs=<more>, or start another run with its "
-                    f"weights in a new run.dir, with model.weights={folder}"
+                    f"run.dir: {folder} exists already and holds a finished run (carvision report {folder} shows it); "
+                    "to train it further give more epochs with run.allow_changes=true, as in trainer.max_epochs=<more>,"
+                    f" or start another run with its weights in a new run.dir, with model.weights={folder}"
                 )
             if any(folder.rglob("*.ckpt")):  # without checkpoints another configuration does no harm
                 require_same_config(cfg, earlier.config, folder)
@@ -107,10 +108,20 @@ def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequen
         if not is_finished(folder):
             reason = f" ({ending})" if ending else ""
             log.info("the run is not finished%s; the same command with run.dir=%s resumes it", reason, folder)
+        elif not callbacks:  # a trial's report is the search's
+            print(next_commands(folder))
         print(f"run: {folder}")
     if ending and ending.signal:
         sys.exit(128 + ending.signal)
     return folder
+
+
+def next_commands(folder: Path) -> str:
+    """Return what to type after a run, for the terminal."""
+    run = shlex.quote(str(folder))
+    if not (folder / "model.json").exists():  # of several folds or seeds
+        return f"next: carvision compare {run}"
+    return f"next: carvision report {run}\n      carvision predict {run} photo.jpg"
 
 
 def _run_parts(cfg: dict, folder: Path, earlier: EarlierRun | None, callbacks: Sequence[Callback]) -> None:
