@@ -16,7 +16,7 @@ ROOMS = (
     "reports", "training", "evaluation", "embedding", "search", "exports", "diagnosis",
 )  # fmt: skip
 COMMANDS = {
-    "augment_sheet", "check", "compare", "doctor", "embed", "evaluate", "export", "pack", "predict", "retrieve",
+    "augment_sheet", "check", "compare", "doctor", "embed", "evaluate", "export", "keys", "pack", "predict", "retrieve",
     "sweep", "train", "verify",
 }  # fmt: skip
 MAX_MODULES, MAX_LINES, MIN_LINES = 9, 450, 60

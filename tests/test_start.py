@@ -146,7 +146,7 @@ complete -p python; type -t carvision_completion
 
 def test_a_training_imports_only_what_it_uses(tmp_path):
     write_class_folders(tmp_path / "photos", {"oak": 12, "ash": 12})
-    words = ["data=folder", "data.root=photos", "data.split.kind=stratified", "data.image_px=32", "data.num_workers=1"]
+    words = ["data=folder", "data.root=photos", "data.image_px=32", "data.num_workers=1"]
     words += ["model.backbone=test_resnet", "model.weights=random"]
     text, _ = python("-c", FIRST_STEP, *words, f"run.dir={tmp_path / 'run'}", cwd=tmp_path)
     more = re.findall(r"^more: (.*)$", text, re.MULTILINE)[0].split()

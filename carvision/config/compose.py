@@ -194,6 +194,12 @@ def keys_added_since(earlier: Mapping, now: Mapping) -> list[str]:
     ]
 
 
+def with_later_defaults(earlier: Mapping, now: Mapping) -> dict:
+    """Return an earlier configuration with the defaults of `now` that mean the same as its own did. Both are flat."""
+    was_official = earlier.get("data.split.kind") == "official" and now.get("data.split.kind") == "auto"
+    return {**earlier, **({"data.split.kind": "auto"} if was_official else {})}  # which takes the official split
+
+
 def is_as_shipped(key: str, value: object) -> bool:
     """Return whether a file of conf/ gives the key this value.
 

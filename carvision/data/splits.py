@@ -40,7 +40,7 @@ def official_split(
     if not len(table):
         raise InputError(
             f"data.split.kind: {table.name} under {table.root} comes without a split of its own; "
-            "use data.split.kind=stratified or kfold"
+            "use data.split.kind=auto, stratified or kfold"
         )
     split = table.rows["split"].to_numpy(dtype=object).copy()
     if val_as_test and test_as_train:

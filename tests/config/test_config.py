@@ -38,7 +38,7 @@ def test_heads_follow_the_data_and_open_mappings_take_new_keys():
 
 
 @pytest.mark.parametrize(("override", "line"), [
-    ("data.split.kind=offical", "data.split.kind: 'offical' is not one of official, stratified, kfold, unseen"),
+    ("data.split.kind=offical", "data.split.kind: 'offical' is not one of auto, official, stratified, kfold, uns"),
     ("optimizer.lr=fast", "optimizer.lr: 'fast' is not a number above 0"),
     ("loss.head_weights={make:heavy}", "loss.head_weights: {'make': 'heavy'} is not a mapping onto values"),
     ("+data.colour=red", "data.colour: there is no such key"), ("data=folder", "data.root: must be given"),
