@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from carvision.evaluation.calibration import accuracy_by_coverage
 from carvision.reports.tables import percent
 from carvision.run_report.gather import RunResults
 
@@ -62,10 +61,11 @@ def threshold_of(results: RunResults, head: str) -> float | None:
     if not len(right):
         return None
     wanted = max(WANTED, 1 - (1 - right.mean()) / 2)
-    accuracy, thresholds = accuracy_by_coverage(confidence, right)
+    order = np.argsort(-confidence, kind="stable")
+    thresholds, counts = confidence[order], np.arange(1, len(right) + 1)
     last_of_ties = np.append(thresholds[1:] != thresholds[:-1], True)
-    enough = np.flatnonzero((accuracy >= wanted) & last_of_ties & (np.arange(1, len(right) + 1) >= MIN_ANSWERS))
-    return float(thresholds[enough[-1]]) if len(enough) else None
+    enough = (np.cumsum(right[order]) / counts >= wanted) & last_of_ties & (counts >= MIN_ANSWERS)
+    return float(thresholds[enough].min()) if enough.any() else None
 
 
 def _confidence_and_right(results: RunResults, head: str, split: str) -> tuple[np.ndarray, np.ndarray]:
