@@ -82,7 +82,7 @@ def _confidence_and_right(results: RunResults, head: str, split: str) -> tuple[n
 def slider_steps(confidence: np.ndarray, right: np.ndarray) -> list[list[float | None]]:
     """Return [accuracy or None, share of photos] for answers with a probability of at least 0.00, 0.01, ..., 1.00."""
     steps: list[list[float | None]] = []
-    for threshold in np.linspace(0, 1, STEPS):
+    for threshold in np.arange(STEPS) / (STEPS - 1):
         accepted = confidence >= threshold
         accuracy = float(right[accepted].mean()) if accepted.any() else None
         steps.append([accuracy, float(accepted.mean())])
