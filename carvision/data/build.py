@@ -91,9 +91,8 @@ def read_table(data: DataConfig, annotations: bool) -> Table:
     allow_missing = data["allow_missing"]
     match data["name"]:
         case "demo":
-            folder = root or demo_folder(images_per_model=data["images_per_model"])
-            write_demo(folder, data["images_per_model"])
-            return replace(read_compcars(folder, known=None), name="demo")
+            num = data["images_per_model"]
+            return replace(read_compcars(write_demo(root or demo_folder(num), num), known=None), name="demo")
         case "compcars":
             split = data["split"]
             official = "parts_1_and_2" if split.get("test_as_train") else "listed"
