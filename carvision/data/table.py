@@ -287,26 +287,26 @@ def without_missing_files(table: Table, allow_missing: bool, tolerated: int = 0)
     allow_missing, or if none exists.
     """
     exists = np.fromiter(map(os.path.exists, full_paths(table)), bool, len(table))
-    num_missing = int((~exists).sum())
-    if num_missing == 0:
+    if exists.all():
         return table
-    first = table.rows["path"][~exists].iloc[0]
-    count = f"{num_missing:,} of {len(table):,} listed photos are not there (first: {table.root / first})"
+    num_missing, first = int((~exists).sum()), table.root / table.rows["path"][~exists].iloc[0]
     if not exists.any():
-        raise InputError(
-            f"{table.name}: none of the {len(table):,} listed photos is there (first: {table.root / first})"
-        )
-    if not allow_missing and num_missing > tolerated:
-        raise InputError(
-            f"{table.name}: {count}. Complete the copy, or accept a partial one with data.allow_missing=true"
-        )
+        raise InputError(f"{table.name}: none of the {len(table):,} listed photos is there (first: {first})")
+    text = f"{table.name}: {num_missing:,} of {len(table):,} listed photos are not there (first: {first})"
+    warn_of_incomplete(text, allow_missing or num_missing <= tolerated)
     partial = table.select(exists).without_empty_classes()
     log.warning(
-        "%s: %s. Continuing with %s photos (%.1f %%) of %d of %d classes.",
-        table.name, count, f"{len(partial):,}", 100 * len(partial) / len(table),
-        len(partial.finest_classes), len(table.finest_classes),
+        "continuing with %s photos (%.1f %%) of %d of %d classes", f"{len(partial):,}",
+        100 * len(partial) / len(table), len(partial.finest_classes), len(table.finest_classes),
     )  # fmt: skip
     return partial
+
+
+def warn_of_incomplete(text: str, accepted: bool, fix: str = "Complete the copy, or accept it as it is") -> None:
+    """Log what an incomplete copy lacks, or raise InputError unless that is accepted (data.allow_missing)."""
+    if not accepted:
+        raise InputError(f"{text}. {fix} with data.allow_missing=true")
+    log.warning(text)
 
 
 def check_counts(table: Table, known: Mapping[str, int], allow_missing: bool, tolerated: int = 0) -> Table:
@@ -316,29 +316,14 @@ def check_counts(table: Table, known: Mapping[str, int], allow_missing: bool, to
     of so many photos is only logged, as copies differ by a few. Raises InputError for a larger one, unless
     allow_missing.
     """
-    found = {
-        "photos": len(table),
-        **table.rows["split"].value_counts(),
-        **{k: len(v) for k, v in table.class_labels.items()},
-    }
-    wrong = [
-        f"{found.get(what, 0):,} {_noun(what)} instead of {count:,}"
-        for what, count in known.items()
-        if found.get(what, 0) != count
-    ]
-    if not wrong:
-        return table
-    text = f"{table.name}: {', '.join(wrong)} under {table.root}"
-    if all(abs(found.get(what, 0) - n) <= (0 if what in table.labels else tolerated) for what, n in known.items()):
-        log.warning("%s; copies differ by a few photos, and this one is used as it is", text)
-        return table
-    if not allow_missing:
-        raise InputError(f"{text}. Complete the copy, or accept it as it is with data.allow_missing=true")
-    log.warning("%s; continuing, as data.allow_missing=true", text)
+    num_classes = {name: len(label) for name, label in table.class_labels.items()}
+    found = {"photos": len(table), **table.rows["split"].value_counts(), **num_classes}
+    nouns = {"photos": "photos"} | {split: f"{split} photos" for split in SPLITS}
+    wrong = {what: found.get(what, 0) for what, count in known.items() if found.get(what, 0) != count}
+    if wrong:
+        counts = [f"{n:,} {nouns.get(what, f'{what} classes')} instead of {known[what]:,}" for what, n in wrong.items()]
+        few = all(abs(n - known[what]) <= tolerated and what not in table.labels for what, n in wrong.items())
+        text = f"{table.name}: {', '.join(counts)} under {table.root}"
+        text += "; copies differ by a few photos, and this one is used as it is" if few else ""
+        warn_of_incomplete(text, allow_missing or few)
     return table
-
-
-def _noun(what: str) -> str:
-    if what == "photos":
-        return "photos"
-    return f"{what} photos" if what in SPLITS else f"{what} classes"

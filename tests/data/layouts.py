@@ -1,7 +1,6 @@
 """Each data set's layout in miniature, exactly as on disk: functions that write one into an empty folder."""
 
 import itertools
-import json
 import os
 import zlib
 from collections.abc import Callable
@@ -216,12 +215,10 @@ def write_oxford102(root: Path, repeats: int = 1) -> Path:
     return root
 
 
-def write_oxford102_folders(root: Path, names: dict[str, str] | None = None) -> Path:
-    """{train,valid,test}/<label>/image_*.jpg; names: content of cat_to_name.json."""
+def write_oxford102_folders(root: Path) -> Path:
+    """{train,valid,test}/<label>/image_*.jpg"""
     for number, (split, label) in enumerate(itertools.product(("train", "valid", "test"), ("1", "2", "102")), 1):
         write_photo(root / split / label / f"image_{number:05d}.jpg")
-    if names is not None:
-        (root / "cat_to_name.json").write_text(json.dumps(names))
     return root
 
 

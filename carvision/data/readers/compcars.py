@@ -29,8 +29,8 @@ from carvision.data.readers.compcars_files import (
     HINT,
     SOURCE,
     SURVEILLANCE_NAMES,
+    VERIFICATION,
     VIEWPOINTS,
-    above_data,
     find_base,
     read_attributes,
     read_classification_lists,
@@ -40,10 +40,8 @@ from carvision.data.readers.compcars_files import (
     read_surveillance_names,
     read_verification_lists,
     require_listed,
-    verification_train_file,
     walk_photos,
 )
-from carvision.data.readers.disk import existing_root
 from carvision.data.table import (
     BOX,
     Classes,
@@ -69,7 +67,6 @@ KNOWN_PARTS = {"photos": 27_618, "part": 8}
 # The authors' lists name a few photos that no copy has, and copies differ by a few: one had 136,732. A lost model
 # folder is larger than this, or a class less.
 TOLERATED = 50
-PHOTOS = ("all", "listed", "verification", "parts_1_and_2")
 PARTS = {
     "1": "headlight", "2": "taillight", "3": "fog_light", "4": "air_intake",
     "5": "console", "6": "steering_wheel", "7": "dashboard", "8": "gear_lever",
@@ -108,14 +105,12 @@ def read_compcars(
     annotations: read label/: viewpoint and box. It is one small file per photo.
     known: the counts to assert, as KNOWN; None for data in this layout that is not CompCars itself.
     """
-    if photos not in PHOTOS:
-        raise InputError(f"photos of CompCars: {photos!r} is not one of {', '.join(PHOTOS)}")
-    base = find_base(existing_root(root, HINT), "image", HINT)
+    base = find_base(root, "image", HINT)
     if photos == "verification":
         listed = read_verification_lists(base)
     else:
         listed = read_classification_lists(base, required=photos != "all")
-    if photos == "parts_1_and_2" and verification_train_file(base).is_file():
+    if photos == "parts_1_and_2" and (base / f"{VERIFICATION}_train.txt").is_file():
         more = read_verification_lists(base)
         more = more[(more == "train") & ~more.index.isin(listed.index)]
         listed = pd.concat([listed, pd.Series("val", more.index, dtype=object)])
@@ -134,23 +129,15 @@ def read_compcars(
 
 
 def _table_of_cars(base: Path, paths: list[str], split: pd.Series, annotations: bool) -> Table:
-    rows = pd.DataFrame({"path": paths, "split": split.to_numpy(object)}, dtype=str)
-    if rows.empty:
+    if not paths:
         raise InputError(f"data.root: {base / 'image'} holds no photos. {HINT}")
-    # What follows from the folder is found once per folder (about 4,500) and then spread over its photos.
+    # What follows from the folder is found once per folder (about 4,500) and then spread over its photos
     of_photo, names = pd.factorize(np.array([path.rpartition("/")[0] for path in paths], dtype=object))
     folders = pd.DataFrame([name.split("/")[1:] for name in names], columns=["make", "model", "year"])
-    make_names, model_names = read_names(base)
-    labels: dict[str, Classes | Number] = {}
-    columns: dict[str, np.ndarray | pd.Series] = {}
-    columns["make"], labels["make"] = encode(folders["make"], make_names)
-    columns["model"], models = encode(folders["model"], model_names)
-    labels["model"] = models
+    of_folder, labels = _labels_of_folders(folders, read_names(base))
     for name, (values, label) in read_attributes(base, folders["model"]).items():
-        columns[name], labels[name] = values, label
-    columns["group"] = _groups(folders)
-    of_folder = pd.DataFrame(columns)
-    labels["model"] = with_parent(of_folder, "model", models, "make")
+        of_folder[name], labels[name] = values, label
+    rows = pd.DataFrame({"path": paths, "split": split.to_numpy(object)}, dtype=str)
     rows = rows.join(of_folder.take(of_photo).reset_index(drop=True))
     if annotations and (base / "label").is_dir():
         viewpoints, rows[BOX] = read_label_files(base, paths)
@@ -160,9 +147,15 @@ def _table_of_cars(base: Path, paths: list[str], split: pd.Series, annotations: 
     return Table("compcars", base, rows, labels, "model")
 
 
-def _groups(folders: pd.DataFrame) -> pd.Series:
-    """Return make/model/year of each row, "" where the year is unknown."""
-    return (folders["make"] + "/" + folders["model"] + "/" + folders["year"]).where(folders["year"] != "unknown", "")
+def _labels_of_folders(
+    folders: pd.DataFrame, names: tuple[dict[str, str], dict[str, str]]
+) -> tuple[pd.DataFrame, dict[str, Classes | Number]]:
+    """Return the columns make, model and group, and the first two labels, of folders make/model/year."""
+    make, makes = encode(folders["make"], names[0])
+    model, models = encode(folders["model"], names[1])
+    group = folders["make"] + "/" + folders["model"] + "/" + folders["year"]
+    rows = pd.DataFrame({"make": make, "model": model, "group": group.where(folders["year"] != "unknown", "")})
+    return rows, {"make": makes, "model": with_parent(rows, "model", models, "make")}
 
 
 def read_compcars_surveillance(
@@ -175,7 +168,7 @@ def read_compcars_surveillance(
     which are the split; image/ is never walked. known: the counts to assert, None for data in this layout that is not
     CompCars itself.
     """
-    base = _surveillance_base(existing_root(root, SURVEILLANCE_HINT))
+    base = find_base(root, "train_surveillance.txt", SURVEILLANCE_HINT, below=("sv_data", "."))
     files = {split: base / f"{split}_surveillance.txt" for split in ("train", "test")}
     listed = read_split_lists(files, SURVEILLANCE_LINE, "model/photo.jpg", SURVEILLANCE_HINT)
     if not listed:
@@ -195,16 +188,6 @@ def read_compcars_surveillance(
         labels["model"] = with_parent(rows, "model", classes, "make")
     table = check_counts(Table("compcars_surveillance", base, rows, labels, "model"), known or {}, allow_missing)
     return validate(without_missing_files(table, allow_missing))
-
-
-def _surveillance_base(root: Path) -> Path:
-    for base in (base for folder in above_data(root) for base in (folder / "sv_data", folder)):
-        if (base / "train_surveillance.txt").is_file():
-            return base
-    raise InputError(
-        f"data.root: neither {root} nor sv_data in it (or in data, or in data/data) has train_surveillance.txt. "
-        f"{SURVEILLANCE_HINT}"
-    )
 
 
 def _full_name(make: str, model: str) -> str:
@@ -233,7 +216,7 @@ def read_compcars_parts(
             f"data.part: {part!r} is not one of all, {', '.join(PARTS.values())}, or 1 to 8"
             f"{suggest(str(part), PARTS.values())}"
         )
-    base = find_base(existing_root(root, PARTS_HINT), "part", PARTS_HINT)
+    base = find_base(root, "part", PARTS_HINT)
     form = "part/make/model/year/<1 to 8>/"
     paths = walk_photos(base, "part", r"part/\d+/\d+/[^/]+/[1-8]/[^/]+", form, "compcars_parts")
     listed = _read_part_lists(base)
@@ -269,10 +252,6 @@ def _read_part_lists(base: Path) -> pd.Series:
 def _table_of_parts(base: Path, paths: list[str], listed: pd.Series) -> Table:
     rows = pd.DataFrame({"path": paths, "split": listed.reindex(paths).fillna("").to_numpy(object)}, dtype=str)
     folders = pd.DataFrame([path.split("/")[1:5] for path in paths], columns=["make", "model", "year", "part"])
-    names = dict(zip(("make", "model"), read_names(base), strict=True), part=PARTS)
-    labels = {}
-    for name, names_by_id in names.items():
-        rows[name], labels[name] = encode(folders[name], names_by_id)
-    labels["model"] = with_parent(rows, "model", labels["model"], "make")
-    rows["group"] = _groups(folders)
-    return Table("compcars_parts", base, rows, labels, "model")
+    of_folder, labels = _labels_of_folders(folders, read_names(base))
+    of_folder["part"], labels["part"] = encode(folders["part"], PARTS)
+    return Table("compcars_parts", base, rows.join(of_folder), labels, "model")

@@ -4,7 +4,6 @@ Layouts: see compcars.py.
 """
 
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from carvision.data.readers.disk import cell_texts, existing_root, find_photos, read_mat, read_text
-from carvision.data.table import Classes, Number, encode
+from carvision.data.table import Classes, Number, encode, warn_of_incomplete
 from carvision.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -29,21 +28,20 @@ HINT = (
 PATH, PAIR = "make/model/year/photo.jpg", "make/model/year/photo.jpg make/model/year/photo.jpg label"
 PATH_LINE = re.compile(r"([^/\s]*(?:/[^/\s]*){3})")
 PAIR_LINE = re.compile(rf"{PATH_LINE.pattern}\s+{PATH_LINE.pattern}\s+\S+")
+VERIFICATION = "train_test_split/verification/verification"  # how the paths of its lists begin
 SURVEILLANCE_NAMES = "sv_make_model_name.mat"
 VIEWPOINTS = {"1": "front", "2": "rear", "3": "side", "4": "front-side", "5": "rear-side"}
 NUM_READ_THREADS = 8  # for the label files: 2.5 times as fast where they are not cached, no slower where they are
 
 
-def find_base(root: Path, folder: str, hint: str) -> Path:
-    """Return the folder in which `folder` stands: root, root/data or root/data/data."""
-    for base in above_data(root):
-        if (base / folder).is_dir():
+def find_base(root: Path | str | None, wanted: str, hint: str, below: tuple[str, ...] = (".",)) -> Path:
+    """Return the folder that has `wanted`, a name: data.root, data/ or data/data/ in it, or `below` one of these."""
+    root = existing_root(root, hint)
+    for base in (root / above / folder for above in (".", "data", "data/data") for folder in below):
+        if (base / wanted).exists():
             return base
-    raise InputError(f"data.root: neither {root} nor data or data/data in it has a folder {folder}. {hint}")
-
-
-def above_data(root: Path) -> tuple[Path, Path, Path]:
-    return root, root / "data", root / "data" / "data"
+    what = wanted if "." in wanted else f"a folder {wanted}"
+    raise InputError(f"data.root: neither {root} nor {', '.join(below)}, data or data/data in it has {what}. {hint}")
 
 
 def walk_photos(base: Path, folder: str, pattern: str, form: str, data_set: str) -> list[str]:
@@ -91,29 +89,21 @@ def read_split_lists(files: Mapping[str, Path], pattern: re.Pattern[str], form: 
 
 def read_classification_lists(base: Path, required: bool) -> pd.Series:
     """Return the official split ("train" or "test") by path. required: an absent list is an error, not a warning."""
-    folder = base / "train_test_split" / "classification"
-    files = {split: folder / f"{split}.txt" for split in ("train", "test")}
-    for split, file in files.items():
-        if not required and not file.is_file():
-            log.warning("compcars: %s does not exist; no photo is in the official split %s", file, split)
-    files = {split: file for split, file in files.items() if required or file.is_file()}
+    files = {split: base / f"train_test_split/classification/{split}.txt" for split in ("train", "test")}
+    for split in [split for split, file in files.items() if not (required or file.is_file())]:
+        log.warning("compcars: %s does not exist; no photo is in the official split %s", files.pop(split), split)
     splits = read_split_lists(files, PATH_LINE, PATH, HINT)
     return pd.Series({f"image/{path}": split for path, split in splits.items()}, dtype=object)
 
 
 def pair_list_files(base: Path) -> dict[str, Path]:
     """Return the files of the official pairs by difficulty, easy, medium and hard. They need not exist."""
-    folder = base / "train_test_split" / "verification"
-    return {level: folder / f"verification_pairs_{level}.txt" for level in ("easy", "medium", "hard")}
+    return {level: base / f"{VERIFICATION}_pairs_{level}.txt" for level in ("easy", "medium", "hard")}
 
 
 def has_pair_lists(root: Path | str | None) -> bool:
     """Check that data.root holds all three lists of pairs."""
-    return all(file.is_file() for file in pair_list_files(find_base(existing_root(root, HINT), "image", HINT)).values())
-
-
-def verification_train_file(base: Path) -> Path:
-    return base / "train_test_split" / "verification" / "verification_train.txt"
+    return all(file.is_file() for file in pair_list_files(find_base(root, "image", HINT)).values())
 
 
 def read_verification_lists(base: Path) -> pd.Series:
@@ -122,7 +112,7 @@ def read_verification_lists(base: Path) -> pd.Series:
     for file in pair_list_files(base).values():
         pairs = (found.groups() for _, found in read_lines(file, PAIR_LINE, PAIR, HINT))
         tested |= dict.fromkeys((f"image/{path}" for pair in pairs for path in pair), "test")
-    file = verification_train_file(base)
+    file = base / f"{VERIFICATION}_train.txt"
     train = dict.fromkeys((f"image/{found[1]}" for _, found in read_lines(file, PATH_LINE, PATH, HINT)), "train")
     both = [path for path in train if path in tested]
     if both:
@@ -138,22 +128,23 @@ def require_listed(base: Path, absent: pd.Index, allow_missing: bool, tolerated:
 
     The photos that exist are counted by check_counts.
     """
-    if absent.empty:
-        return
-    text = f"compcars: {len(absent):,} photos of the official lists are not there (first: {base / absent[0]})"
-    if len(absent) > tolerated and not allow_missing:
-        raise InputError(f"{text}. Complete the copy, or accept a partial one with data.allow_missing=true")
-    log.warning(text)
+    if len(absent):
+        text = f"compcars: {len(absent):,} photos of the official lists are not there (first: {base / absent[0]})"
+        warn_of_incomplete(text, allow_missing or len(absent) <= tolerated)
 
 
 def read_names(base: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Return the names of makes and of models by id; without the file two empty dicts, so that ids are shown."""
-    file = base / "misc" / "make_model_name.mat"
+    makes, models = _read_names(base / "misc" / "make_model_name.mat", "make_names", "model_names")
+    return makes, models
+
+
+def _read_names(file: Path, *keys: str) -> list[dict[str, str]]:
+    """Return the names by id of each cell array in a file; without the file empty dicts, so that ids are shown."""
     if not file.is_file():
-        log.warning("compcars: %s does not exist; makes and models are shown by their ids", file)
-        return {}, {}
-    makes, models = (cell_texts(cells) for cells in read_mat(file, "make_names", "model_names"))
-    return _by_id(makes), _by_id(models)
+        log.warning("compcars: %s does not exist; ids are shown instead of its names", file)
+        return [{} for _ in keys]
+    return [_by_id(cell_texts(cells)) for cells in read_mat(file, *keys)]
 
 
 def read_surveillance_names(base: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -182,28 +173,20 @@ def read_attributes(base: Path, models: pd.Series) -> dict[str, tuple[np.ndarray
         log.warning("compcars: %s does not exist; continuing without speed, displacement, doors, seats, type", file)
         return {}
     lines = [line.split() for line in read_text(file).splitlines()[1:] if line.strip()]
-    if any(len(line) != 6 for line in lines):
-        raise InputError(f"{file} is not a header and then lines of six numbers; get it again")
     try:
-        values = np.array(lines, dtype=np.float64).reshape(-1, 6)
-    except ValueError as error:
-        raise InputError(f"{file}: {error}; each line below the header has six numbers") from error
+        values = np.array(lines, dtype=np.float64).reshape(len(lines), 6)
+    except ValueError:
+        raise InputError(f"{file} is not a header and then lines of six numbers; get it again") from None
     names = ["speed", "displacement", "doors", "seats", "type"]
     table = pd.DataFrame(values[:, 1:], index=values[:, 0].astype(int).astype(str), columns=names)
     of_row = table[~table.index.duplicated()].reindex(models).fillna(0)
-    types_file = base / "misc" / "car_type.mat"
-    types = {}
-    if types_file.is_file():
-        types = _by_id(cell_texts(read_mat(types_file, "types")[0]))
-    else:
-        log.warning("compcars: %s does not exist; types are shown by their ids", types_file)
+    (types,) = _read_names(base / "misc" / "car_type.mat", "types")
     found: dict[str, tuple[np.ndarray, Classes | Number]] = {}
     for name, unit in (("speed", "km/h"), ("displacement", "l")):
         found[name] = of_row[name].where(of_row[name] > 0).to_numpy(np.float32), Number(unit)
     for name in ("doors", "seats", "type"):
         whole = of_row[name].astype(int)
-        ids = whole.astype(str).where(whole > 0, "")
-        found[name] = encode(ids, types if name == "type" else None)
+        found[name] = encode(whole.astype(str).where(whole > 0, ""), types if name == "type" else None)
     return found
 
 
@@ -238,18 +221,9 @@ def read_label_files(base: Path, paths: Iterable[str]) -> tuple[np.ndarray, np.n
 
 
 def _read_small_files(files: list[str]) -> list[bytes]:
-    """Return the content of each file, b"" where it can't be read. System calls are twice as fast here as open()."""
-    contents = []
-    for file in files:
-        try:
-            descriptor = os.open(file, os.O_RDONLY)
-        except OSError:
-            contents.append(b"")
-            continue
-        try:
-            contents.append(os.read(descriptor, 4096))
-        except OSError:
-            contents.append(b"")
-        finally:
-            os.close(descriptor)
+    """Return the content of each file, b"" where it can't be read."""
+    contents = [b""] * len(files)
+    for i, file in enumerate(files):
+        with suppress(OSError), open(file, "rb", buffering=0) as opened:  # noqa: PTH123  faster than a Path's
+            contents[i] = opened.read(4096)
     return contents
