@@ -10,7 +10,8 @@ import numpy as np
 
 from carvision.data.packs.index import read_packed
 from carvision.data.paths import nfc
-from carvision.data.readers.compcars import read_compcars, read_compcars_parts, read_compcars_surveillance
+from carvision.data.readers.compcars import read_compcars
+from carvision.data.readers.compcars_other import read_compcars_parts, read_compcars_surveillance
 from carvision.data.readers.disk import read_text
 from carvision.data.readers.folder import read_folder
 from carvision.data.readers.manifest import read_manifest

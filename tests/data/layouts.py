@@ -15,7 +15,8 @@ import scipy.io
 from PIL import Image
 
 from carvision.data.packs.index import read_packed
-from carvision.data.readers.compcars import read_compcars, read_compcars_parts, read_compcars_surveillance
+from carvision.data.readers.compcars import read_compcars
+from carvision.data.readers.compcars_other import read_compcars_parts, read_compcars_surveillance
 from carvision.data.readers.folder import read_folder
 from carvision.data.readers.manifest import read_manifest
 from carvision.data.readers.oxford102 import read_oxford102

@@ -6,7 +6,8 @@ import scipy.io
 
 from carvision.data.build import build_split, build_table, read_table
 from carvision.data.readers import compcars
-from carvision.data.readers.compcars import read_compcars, read_compcars_parts, read_compcars_surveillance
+from carvision.data.readers.compcars import read_compcars
+from carvision.data.readers.compcars_other import read_compcars_parts, read_compcars_surveillance
 from carvision.data.table import BOX, UNKNOWN, Number
 from carvision.errors import InputError
 from tests import small_runs
