@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import math
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -22,14 +23,12 @@ SMALL = Preprocessing(size_px=64, mean=(0, 0, 0), std=(1, 1, 1))
 DARK = 16  # of 255; a photo is nearly black if 99 % of its values are below
 NEARLY_BLACK, FEWER_BITS = "nearly black", "values of {} bits"  # notes
 
-# Kinds of problems by the first words of the reason; see `kind_of_problem` for the others
+# Kinds of problems: the first whose pattern fits the beginning of the reason, else "unreadable"
 KINDS = {
-    "the file is missing": "missing",
-    "the file is empty": "empty",
-    "not a supported image": "not a photo",
-    "too few bytes": "too few bytes",
-    "box": "box outside the photo",
-}
+    "truncated": "(?i).*truncated", "decompression bomb": ".*bomb", "box without area": "box .*has no area",
+    "box outside the photo": "box", "missing": "the file is missing", "empty": "the file is empty",
+    "not a photo": "not a supported image", "too few bytes": "too few bytes",
+}  # fmt: skip
 
 
 class Caught(threading.local):
@@ -104,22 +103,8 @@ def inspect_photo(photo: str | Path | PackedPhoto, box: np.ndarray | None) -> Ph
         reason = str(error)
     if caught.warnings:
         notes.append("odd metadata")
-    problem = kind_of_problem(reason), reason, "; ".join(notes)
-    return PhotoFacts(num_bytes, width, height, mode, form, *problem, digest, *colours)
-
-
-def kind_of_problem(reason: str) -> str:
-    """Classify a BadImage's reason; "" for none."""
-    if "truncated" in reason.lower():
-        return "truncated"
-    if "bomb" in reason:
-        return "decompression bomb"
-    if reason.endswith("has no area"):
-        return "box without area"
-    for start, kind in KINDS.items():
-        if reason.startswith(start):
-            return kind
-    return "unreadable" if reason else ""
+    problem = next((kind for kind, start in KINDS.items() if re.match(start, reason)), "unreadable" if reason else "")
+    return PhotoFacts(num_bytes, width, height, mode, form, problem, reason, "; ".join(notes), digest, *colours)
 
 
 def _notes(image: Image.Image, photo: str | Path | PackedPhoto) -> list[str]:

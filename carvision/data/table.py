@@ -140,32 +140,22 @@ class Table:
 
     def with_split(self, split: np.ndarray | pd.Series) -> "Table":
         """Replace the column split; `split` is (N,)."""
-        rows = self.rows.copy(deep=False)
-        rows["split"] = np.asarray(split, dtype=object)
-        return replace(self, rows=rows)
+        return replace(self, rows=self.rows.assign(split=np.asarray(split, dtype=object)))
 
     def without_empty_classes(self) -> "Table":
         """Drop classes without rows from every label, and make the codes dense again."""
-        rows = self.rows.copy(deep=False)
-        kept = {}
+        rows, labels = self.rows.copy(deep=False), dict(self.labels)
+        kept = {name: np.unique(rows.loc[rows[name] != UNKNOWN, name]) for name in self.class_labels}
         for name, label in self.class_labels.items():
-            codes = rows[name].to_numpy()
-            kept[name] = np.unique(codes[codes != UNKNOWN])
             recode = np.full(len(label) + 1, UNKNOWN, dtype=np.int32)  # the last entry serves UNKNOWN = -1
             recode[kept[name]] = np.arange(len(kept[name]))
-            rows[name] = recode[codes]
-        labels = dict(self.labels)
-        for name, label in self.class_labels.items():
+            rows[name] = recode[rows[name]]
+            ids, names = (tuple(values[i] for i in kept[name]) for values in (label.ids, label.names))
             parent_codes = ()
             if label.parent is not None:
-                old = np.asarray(label.parent_codes)[kept[name]]
-                parent_codes = tuple(np.searchsorted(kept[label.parent], old).tolist())
-            labels[name] = replace(
-                label,
-                ids=tuple(label.ids[i] for i in kept[name]),
-                names=tuple(label.names[i] for i in kept[name]),
-                parent_codes=parent_codes,
-            )
+                parents = np.asarray(label.parent_codes)[kept[name]]
+                parent_codes = tuple(np.searchsorted(kept[label.parent], parents).tolist())
+            labels[name] = Classes(ids, names, label.parent, parent_codes)
         return replace(self, rows=rows, labels=labels)
 
     def only_classes(self, wanted: Iterable[str | int]) -> "Table":
@@ -176,11 +166,9 @@ class Table:
         for value in map(str, wanted):
             hits = [i for i in range(len(label)) if nfc(value) in (nfc(label.ids[i]), nfc(label.names[i]))]
             if not hits:
+                text = f"{value!r} is no {self.finest} of {self.name} (id or name)"
                 known = suggest(value, {*label.names, *label.ids})
-                raise InputError(
-                    f"data.classes: {value!r} is no {self.finest} of {self.name} (id or name){known}; "
-                    f"it has {len(label)} classes"
-                )
+                raise InputError(f"data.classes: {text}{known}; it has {len(label)} classes")
             codes += hits
         return self.select(self.rows[self.finest].isin(codes)).without_empty_classes()
 
@@ -251,12 +239,10 @@ def validate(table: Table) -> Table:
     rows = table.rows
     if rows.empty:
         raise InputError(f"{table.name}: no photos under {table.root}")
-    repeated = rows["path"].duplicated()
-    if repeated.any():
-        raise InputError(
-            f"{table.name}: {repeated.sum():,} photos are listed more than once "
-            f"(first: {rows['path'][repeated].iloc[0]}); list each once"
-        )
+    repeated = rows["path"][rows["path"].duplicated()]
+    if len(repeated):
+        text = f"{len(repeated):,} photos are listed more than once (first: {repeated.iloc[0]}); list each once"
+        raise InputError(f"{table.name}: {text}")
     odd = set(rows["split"].unique()) - {*SPLITS, ""}
     if odd:
         raise InputError(f"{table.name}: split {sorted(odd)[0]!r} is not one of {', '.join(SPLITS)} or empty")
@@ -309,13 +295,14 @@ def warn_of_incomplete(text: str, accepted: bool, fix: str = "Complete the copy,
     log.warning(text)
 
 
-def check_counts(table: Table, known: Mapping[str, int], allow_missing: bool, tolerated: int = 0) -> Table:
+def check_counts(table: Table, known: Mapping[str, int] | None, allow_missing: bool, tolerated: int = 0) -> Table:
     """Return the table unchanged after comparing it with the known counts of its data set.
 
-    known: "photos", a split's name ("train") or a label's name -> number of photos or classes. tolerated: a difference
-    of so many photos is only logged, as copies differ by a few. Raises InputError for a larger one, unless
+    known: "photos", a split's name ("train") or a label's name -> number of photos or classes; None: any. tolerated: a
+    difference of so many photos is only logged, as copies differ by a few. Raises InputError for a larger one, unless
     allow_missing.
     """
+    known = known or {}
     num_classes = {name: len(label) for name, label in table.class_labels.items()}
     found = {"photos": len(table), **table.rows["split"].value_counts(), **num_classes}
     nouns = {"photos": "photos"} | {split: f"{split} photos" for split in SPLITS}
