@@ -120,20 +120,24 @@ def hints_on_values(table: Table, scan: pd.DataFrame) -> list[str]:
             f"largest value (first: {scan['path'][bits.index[0]]}). So a dark photo becomes brighter; if it should "
             "not, convert them to 8 bits, with one scale for all, or state MaxSampleValue in TIFF"
         )
-    present = [name for name in (*SPLITS, "") if (table.rows["split"] == name).any()]
-    for split in [*present, *([None] if len(present) > 1 else [])]:  # None: all together, if each has too few
-        if split is None and any("more blue than red" in hint for hint in hints):
-            break
-        photos = scan[(table.rows["split"] == split).to_numpy() | (split is None)].dropna(subset="red")
-        more = photos["blue"] - photos["red"]
-        if len(more) >= MIN_PHOTOS and more.mean() > max(MORE_BLUE, STANDARD_ERRORS * more.std() / np.sqrt(len(more))):
-            of_split = f" of {split}" if split else ""
-            hints.append(
-                f"the photos{of_split} are on average more blue than red ({photos['blue'].mean():.3f} and "
-                f"{photos['red'].mean():.3f}). Sky, sea and studio light make them so; else red and blue may have been "
-                "exchanged (BGR saved as RGB): look at samples_<label>.png"
-            )
-    return hints
+    split = table.rows["split"].to_numpy()
+    blue = []
+    for name in (*SPLITS, ""):
+        blue += _hint_of_blue(scan[split == name], f" of {name}" if name else "")
+    return hints + (blue or _hint_of_blue(scan, ""))  # all photos, if each split has too few
+
+
+def _hint_of_blue(scan: pd.DataFrame, of_split: str) -> list[str]:
+    """Return a line if the photos are more blue than red, else none."""
+    photos = scan.dropna(subset="red")
+    more = photos["blue"] - photos["red"]
+    if len(more) < MIN_PHOTOS or more.mean() <= max(MORE_BLUE, STANDARD_ERRORS * more.std() / np.sqrt(len(more))):
+        return []
+    return [
+        f"the photos{of_split} are on average more blue than red ({photos['blue'].mean():.3f} and "
+        f"{photos['red'].mean():.3f}). Sky, sea and studio light make them so; else red and blue may have been "
+        "exchanged (BGR saved as RGB): look at samples_<label>.png"
+    ]
 
 
 def describe_counts(counts: pd.DataFrame) -> pd.DataFrame:
@@ -146,16 +150,8 @@ def describe_counts(counts: pd.DataFrame) -> pd.DataFrame:
     described = []
     for split, column in [(name, name) for name in splits] + ([("all", "total")] if len(splits) > 1 else []):
         photos = counts[column]
-        described.append(
-            {
-                "split": split,
-                "classes": int((photos > 0).sum()),
-                "photos": int(photos.sum()),
-                "mean": photos.mean(),
-                "std": photos.std(),
-                "min": int(photos.min()),
-                **{f"p{q}": float(np.percentile(photos, q)) for q in PERCENTILES},
-                "max": int(photos.max()),
-            }
-        )
+        num = {"split": split, "classes": int((photos > 0).sum()), "photos": int(photos.sum())}
+        of_class = {"mean": photos.mean(), "std": photos.std(), "min": int(photos.min())}
+        percentiles = {f"p{q}": float(np.percentile(photos, q)) for q in PERCENTILES}
+        described.append({**num, **of_class, **percentiles, "max": int(photos.max())})
     return pd.DataFrame(described)

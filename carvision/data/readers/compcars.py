@@ -82,11 +82,11 @@ def read_compcars(
     """
     base = find_base(root, "image", HINT)
     if photos == "verification":
-        listed = read_verification_lists(base)
+        listed = _read_verification_lists(base)
     else:
-        listed = read_classification_lists(base, required=photos != "all")
+        listed = _read_classification_lists(base, required=photos != "all")
     if photos == "parts_1_and_2" and (base / f"{VERIFICATION}_train.txt").is_file():
-        more = read_verification_lists(base)
+        more = _read_verification_lists(base)
         more = more[(more == "train") & ~more.index.isin(listed.index)]
         listed = pd.concat([listed, pd.Series("val", more.index, dtype=object)])
     if photos == "all":
@@ -95,11 +95,10 @@ def read_compcars(
         paths = listed.index.tolist()
     table = _table_of_cars(base, paths, listed.reindex(paths).fillna(""), annotations)
     tolerated = TOLERATED if known else 0
-    table = check_counts(table, (known or {}).get(photos, {}), allow_missing, tolerated)
+    table = check_counts(table, (known or {}).get(photos), allow_missing, tolerated)
     if photos != "all":
-        table = without_missing_files(table, allow_missing, tolerated)
-    else:
-        require_listed(base, listed, paths, allow_missing, tolerated)
+        return validate(without_missing_files(table, allow_missing, tolerated))
+    require_listed(base, listed, paths, allow_missing, tolerated)
     return validate(table)
 
 
@@ -109,25 +108,25 @@ def _table_of_cars(base: Path, paths: list[str], split: pd.Series, annotations: 
     # What follows from the folder is found once per folder (about 4,500) and then spread over its photos
     of_photo, names = pd.factorize(np.array([path.rpartition("/")[0] for path in paths], dtype=object))
     folders = pd.DataFrame([name.split("/")[1:] for name in names], columns=["make", "model", "year"])
-    of_folder, labels = labels_of_folders(folders, read_names(base))
-    for name, (values, label) in read_attributes(base, folders["model"]).items():
+    of_folder, labels = labels_of_folders(base, folders)
+    for name, (values, label) in _read_attributes(base, folders["model"]).items():
         of_folder[name], labels[name] = values, label
     rows = pd.DataFrame({"path": paths, "split": split.to_numpy(object)}, dtype=str)
     rows = rows.join(of_folder.take(of_photo).reset_index(drop=True))
     if annotations and (base / "label").is_dir():
-        viewpoints, rows[BOX] = read_label_files(base, paths)
+        viewpoints, rows[BOX] = _read_label_files(base, paths)
         rows["viewpoint"], labels["viewpoint"] = encode(viewpoints, VIEWPOINTS)
     elif annotations:
         log.warning("compcars: %s does not exist; continuing without viewpoints and boxes", base / "label")
     return Table("compcars", base, rows, labels, "model")
 
 
-def labels_of_folders(
-    folders: pd.DataFrame, names: tuple[dict[str, str], dict[str, str]]
-) -> tuple[pd.DataFrame, dict[str, Classes | Number]]:
-    """Return the columns make, model and group, and the first two labels, of folders make/model/year."""
-    make, makes = encode(folders["make"], names[0])
-    model, models = encode(folders["model"], names[1])
+def labels_of_folders(base: Path, folders: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Classes | Number]]:
+    """Return the columns make, model and group of folders make/model/year, a row each, and the labels of the first two.
+    Without the file of names, makes and models are shown by their ids."""
+    make_names, model_names = _read_names(base / "misc" / "make_model_name.mat", "make_names", "model_names")
+    make, makes = encode(folders["make"], make_names)
+    model, models = encode(folders["model"], model_names)
     group = folders["make"] + "/" + folders["model"] + "/" + folders["year"]
     rows = pd.DataFrame({"make": make, "model": model, "group": group.where(folders["year"] != "unknown", "")})
     return rows, {"make": makes, "model": with_parent(rows, "model", models, "make")}
@@ -160,7 +159,7 @@ def walk_photos(base: Path, folder: str, pattern: str, form: str, data_set: str)
     return paths
 
 
-def read_lines(file: Path, pattern: re.Pattern[str], form: str, hint: str) -> Iterator[tuple[int, re.Match[str]]]:
+def _read_lines(file: Path, pattern: re.Pattern[str], form: str, hint: str) -> Iterator[tuple[int, re.Match[str]]]:
     """Yield the number, from 1, and the match of each line that is not empty. form: the pattern in words."""
     for number, text in enumerate(map(str.strip, read_text(file, hint).splitlines()), start=1):
         if not text:
@@ -178,7 +177,7 @@ def read_split_lists(files: Mapping[str, Path], pattern: re.Pattern[str], form: 
     """
     splits: dict[str, str] = {}
     for split, file in files.items():
-        for number, found in read_lines(file, pattern, form, hint):
+        for number, found in _read_lines(file, pattern, form, hint):
             path = "/".join(found.groups())
             if path in splits:
                 raise InputError(f"{file}, line {number}: {found.string} is listed before; list each photo once")
@@ -186,7 +185,7 @@ def read_split_lists(files: Mapping[str, Path], pattern: re.Pattern[str], form: 
     return splits
 
 
-def read_classification_lists(base: Path, required: bool) -> pd.Series:
+def _read_classification_lists(base: Path, required: bool) -> pd.Series:
     """Return the official split ("train" or "test") by path. required: an absent list is an error, not a warning."""
     files = {split: base / f"train_test_split/classification/{split}.txt" for split in ("train", "test")}
     for split in [split for split, file in files.items() if not (required or file.is_file())]:
@@ -205,14 +204,14 @@ def has_pair_lists(root: Path | str | None) -> bool:
     return all(file.is_file() for file in pair_list_files(find_base(root, "image", HINT)).values())
 
 
-def read_verification_lists(base: Path) -> pd.Series:
+def _read_verification_lists(base: Path) -> pd.Series:
     """Return the split by path: "test" for a photo in a list of pairs, "train" for others of verification_train.txt."""
     tested: dict[str, str] = {}
     for file in pair_list_files(base).values():
-        pairs = (found.groups() for _, found in read_lines(file, PAIR_LINE, PAIR, HINT))
+        pairs = (found.groups() for _, found in _read_lines(file, PAIR_LINE, PAIR, HINT))
         tested |= dict.fromkeys((f"image/{path}" for pair in pairs for path in pair), "test")
     file = base / f"{VERIFICATION}_train.txt"
-    train = dict.fromkeys((f"image/{found[1]}" for _, found in read_lines(file, PATH_LINE, PATH, HINT)), "train")
+    train = dict.fromkeys((f"image/{found[1]}" for _, found in _read_lines(file, PATH_LINE, PATH, HINT)), "train")
     both = [path for path in train if path in tested]
     if both:
         log.warning(
@@ -231,12 +230,6 @@ def require_listed(base: Path, listed: pd.Series, paths: list[str], allow_missin
         warn_of_incomplete(text, allow_missing or len(absent) <= tolerated)
 
 
-def read_names(base: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the names of makes and of models by id; without the file two empty dicts, so that ids are shown."""
-    makes, models = _read_names(base / "misc" / "make_model_name.mat", "make_names", "model_names")
-    return makes, models
-
-
 def _read_names(file: Path, *keys: str) -> list[dict[str, str]]:
     """Return the names by id of each cell array in a file; without the file empty dicts, so that ids are shown."""
     if not file.is_file():
@@ -250,7 +243,7 @@ def names_by_id(cells: np.ndarray) -> dict[str, str]:
     return {str(i): name for i, name in enumerate(cell_texts(cells), start=1)}
 
 
-def read_attributes(base: Path, models: pd.Series) -> dict[str, tuple[np.ndarray, Classes | Number]]:
+def _read_attributes(base: Path, models: pd.Series) -> dict[str, tuple[np.ndarray, Classes | Number]]:
     """Return {label: (values, one per item of `models`; classes or unit)} for the attributes in misc/.
 
     Values are float32 (NaN where unknown) for Numbers and int32 codes for Classes. models: ids, str.
@@ -277,7 +270,7 @@ def read_attributes(base: Path, models: pd.Series) -> dict[str, tuple[np.ndarray
     return found
 
 
-def read_label_files(base: Path, paths: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+def _read_label_files(base: Path, paths: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return viewpoint ids ("" where unknown) and boxes of the photos.
 
     Boxes: float32 (photos, 4), 0-based with right and bottom excluded; NaN where the label file can't be read.

@@ -24,7 +24,6 @@ from carvision.data.readers.compcars import (
     find_base,
     labels_of_folders,
     names_by_id,
-    read_names,
     read_split_lists,
     require_listed,
     walk_photos,
@@ -80,7 +79,7 @@ def read_compcars_surveillance(
             raise InputError(f"{file} has no make and model for {unnamed[0]}, which the lists have; get it again")
         rows["make"], labels["make"] = encode([makes[i] for i in ids])
         labels["model"] = with_parent(rows, "model", classes, "make")
-    table = check_counts(Table("compcars_surveillance", base, rows, labels, "model"), known or {}, allow_missing)
+    table = check_counts(Table("compcars_surveillance", base, rows, labels, "model"), known, allow_missing)
     return validate(without_missing_files(table, allow_missing))
 
 
@@ -128,7 +127,7 @@ def read_compcars_parts(
     listed = _read_part_lists(base)
     if not paths:
         raise InputError(f"data.root: {base / 'part'} holds no photos. {PARTS_HINT}")
-    table = check_counts(_table_of_parts(base, paths, listed), known or {}, allow_missing, TOLERATED)
+    table = check_counts(_table_of_parts(base, paths, listed), known, allow_missing, TOLERATED)
     require_listed(base, listed, paths, allow_missing, TOLERATED if known else 0)
     if name != "all":
         names = np.array(table.class_labels["part"].names)
@@ -158,6 +157,6 @@ def _read_part_lists(base: Path) -> pd.Series:
 def _table_of_parts(base: Path, paths: list[str], listed: pd.Series) -> Table:
     rows = pd.DataFrame({"path": paths, "split": listed.reindex(paths).fillna("").to_numpy(object)}, dtype=str)
     folders = pd.DataFrame([path.split("/")[1:5] for path in paths], columns=["make", "model", "year", "part"])
-    of_folder, labels = labels_of_folders(folders, read_names(base))
+    of_folder, labels = labels_of_folders(base, folders)
     of_folder["part"], labels["part"] = encode(folders["part"], PARTS)
     return Table("compcars_parts", base, rows.join(of_folder), labels, "model")
