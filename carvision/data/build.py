@@ -228,8 +228,8 @@ def _find_class(table: Table, wanted: str) -> tuple[str, int]:
     known: set[str] = set()
     for name in sorted(table.class_labels, key=lambda name: name != table.finest):
         label = table.class_labels[name]
-        by_id, by_name = ([i for i, v in enumerate(all_) if nfc(v) == nfc(wanted)] for all_ in (label.ids, label.names))
-        found = by_id or by_name
+        found = label.find(wanted)
+        found = [i for i in found if nfc(label.ids[i]) == nfc(wanted)] or found
         if len(found) > 1:
             text = f"{len(found)} classes of {name} are called {wanted!r}"
             raise InputError(f"data.one_against_rest: {text}; give an id: {', '.join(label.ids[i] for i in found)}")

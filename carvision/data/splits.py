@@ -61,10 +61,8 @@ def official_split(
 
 def stratified_split(table: Table, fractions: tuple[float, float, float], seed: int, keep_groups: bool) -> Table:
     """Split every class into these fractions of train, val and test."""
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise InputError(
-            f"data.split.fractions: {list(fractions)} are not three shares (train, val, test) that add up to 1"
-        )
+    if abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(f"data.split.fractions: {list(fractions)} (train, val, test) do not add up to 1; correct them")
     _require_photos(table, sum(fraction > 0 for fraction in fractions))
     units = _units(table, equal_bytes(table), keep_groups)
     return _checked(table.with_split(_stratify(table, units, tuple(fractions), SPLITS, seed)))
@@ -98,10 +96,8 @@ def unseen_classes_split(
     # Rounded first, as 0.7 * 10 is a little more than 7
     num_train = train_classes if train_classes >= 1 else math.ceil(round(train_classes * len(label), 6))
     if not 2 <= num_train < len(label):
-        raise InputError(
-            f"data.split.train_classes: {train_classes} are {num_train} of the {len(label)} classes of {table.finest} "
-            f"of {table.name}; training needs 2 and the test 1"
-        )
+        text = f"{train_classes} are {num_train} of the {len(label)} classes of {table.finest} of {table.name}"
+        raise InputError(f"data.split.train_classes: {text}; training needs 2 and the test 1")
     split = np.where(codes < num_train, "train", "test").astype(object)
     unknown = codes == UNKNOWN
     split[unknown] = ""

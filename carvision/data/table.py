@@ -40,6 +40,10 @@ class Classes:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def find(self, wanted: str) -> list[int]:
+        """Return the codes of the classes with this id or name."""
+        return [i for i in range(len(self)) if nfc(wanted) in (nfc(self.ids[i]), nfc(self.names[i]))]
+
 
 @dataclass(frozen=True)
 class Number:
@@ -106,10 +110,8 @@ class Table:
         others."""
         label = wanted or self.finest
         if label not in self.class_labels:
-            raise InputError(
-                f"{key}: {label!r} is no label of {self.name} with classes{suggest(label, self.class_labels)}; those "
-                f"are {', '.join(self.class_labels)}"
-            )
+            text = f"{label!r} is no label of {self.name} with classes{suggest(label, self.class_labels)}"
+            raise InputError(f"{key}: {text}; those are {', '.join(self.class_labels)}")
         return label
 
     @property
@@ -164,7 +166,7 @@ class Table:
         label = self.finest_classes
         codes = []
         for value in map(str, wanted):
-            hits = [i for i in range(len(label)) if nfc(value) in (nfc(label.ids[i]), nfc(label.names[i]))]
+            hits = label.find(value)
             if not hits:
                 text = f"{value!r} is no {self.finest} of {self.name} (id or name)"
                 known = suggest(value, {*label.names, *label.ids})
@@ -179,10 +181,8 @@ class Table:
         enough = counts.index[counts >= min_images]
         keep = self.rows[self.finest].isin(enough)
         if not keep.any():
-            raise InputError(
-                f"data.min_images_per_class: {min_images} leaves no class of {self.name}; its largest "
-                f"{self.finest} has {counts.max() if len(counts) else 0} photos. Lower the value"
-            )
+            text = f"{self.name}; its largest {self.finest} has {counts.max() if len(counts) else 0} photos"
+            raise InputError(f"data.min_images_per_class: {min_images} leaves no class of {text}. Lower the value")
         if not keep.all():
             log.info(
                 "%s: %s photos dropped: of a %s with fewer than %d photos, or with none (%d of %d classes remain)",

@@ -34,7 +34,6 @@ DEMO_VERSION = 1  # increment it with every change of the output: the demo data 
 YEARS = (*map(str, range(2007, 2016)), "unknown")
 NUM_TEST_YEARS = 3
 CARS_A_YEAR = 2
-MIN_IMAGES_PER_MODEL = 2 * len(YEARS)  # with fewer, a model and viewpoint may have no pair for verification
 PAIR_LEVELS = ("easy", "medium", "hard")
 NUM_PAIRS = 300  # per level of difficulty, of same and of different models each
 CAR_TYPES = (
@@ -58,23 +57,18 @@ def demo_folder(images_per_model: int) -> Path:
 def write_demo(folder: Path, images_per_model: int, seed: int = 0) -> Path:
     """Draw the demo data into `folder`, unless they are there already; return the folder.
 
-    The same arguments give the same bytes. A temporary folder beside `folder` is renamed as the last step: an
-    interrupted call leaves nothing, and of two concurrent processes one wins. Raises InputError for invalid arguments,
-    and for a folder that has other content or can't be written.
+    images_per_model: 20 or more, two in each year folder; with fewer, a model and viewpoint may have no pair for
+    verification. The same arguments give the same bytes. A temporary folder beside `folder` is renamed as the last
+    step: an interrupted call leaves nothing, and of two concurrent processes one wins. Raises InputError for a folder
+    that has other content or can't be written.
     """
-    if images_per_model < MIN_IMAGES_PER_MODEL:
-        raise InputError(
-            f"demo data: {images_per_model} images_per_model are too few; {MIN_IMAGES_PER_MODEL} or more, "
-            f"two in each of {len(YEARS)} year folders"
-        )
     stamp = json.dumps({"version": DEMO_VERSION, "images_per_model": images_per_model, "seed": seed}) + "\n"
     occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if _is_complete(folder, stamp):
         return folder
     if occupied:
-        raise InputError(
-            f"demo data: {folder} holds something other than {stamp.strip()}; name another folder with data.root"
-        )
+        text = f"{folder} holds something other than {stamp.strip()}"
+        raise InputError(f"demo data: {text}; name another folder with data.root")
     num_photos = f"{images_per_model * len(MODELS):,}"
     log.info("drawing %s photos of the demo data into %s (once, some ten seconds)", num_photos, folder)
     try:
@@ -86,10 +80,8 @@ def write_demo(folder: Path, images_per_model: int, seed: int = 0) -> Path:
             draft.rename(folder)
     except OSError as error:
         if not _is_complete(folder, stamp):  # else another process has written the same bytes
-            raise InputError(
-                f"demo data: cannot write {folder} ({error.strerror or error}); "
-                "name another folder with CARVISION_CACHE or data.root"
-            ) from error
+            text = f"cannot write {folder} ({error.strerror or error})"
+            raise InputError(f"demo data: {text}; name another folder with CARVISION_CACHE or data.root") from error
     return folder
 
 

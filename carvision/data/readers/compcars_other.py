@@ -30,7 +30,7 @@ from carvision.data.readers.compcars import (
 )
 from carvision.data.readers.disk import read_mat
 from carvision.data.table import Table, check_counts, encode, validate, with_parent, without_missing_files
-from carvision.errors import InputError, suggest
+from carvision.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -115,23 +115,17 @@ def read_compcars_parts(
     part: a number or a name of PARTS, or "all". known: the counts of all parts to assert, None for data in this layout
     that is not CompCars itself.
     """
-    name = PARTS.get(str(part), part)
-    if name not in ("all", *PARTS.values()):
-        raise InputError(
-            f"data.part: {part!r} is not one of all, {', '.join(PARTS.values())}, or 1 to 8"
-            f"{suggest(str(part), PARTS.values())}"
-        )
     base = find_base(root, "part", PARTS_HINT)
-    form = "part/make/model/year/<1 to 8>/"
-    paths = walk_photos(base, "part", r"part/\d+/\d+/[^/]+/[1-8]/[^/]+", form, "compcars_parts")
+    pattern, form = r"part/\d+/\d+/[^/]+/[1-8]/[^/]+", "part/make/model/year/<1 to 8>/"
+    paths = walk_photos(base, "part", pattern, form, "compcars_parts")
     listed = _read_part_lists(base)
     if not paths:
         raise InputError(f"data.root: {base / 'part'} holds no photos. {PARTS_HINT}")
     table = check_counts(_table_of_parts(base, paths, listed), known, allow_missing, TOLERATED)
     require_listed(base, listed, paths, allow_missing, TOLERATED if known else 0)
-    if name != "all":
+    if part != "all":
         names = np.array(table.class_labels["part"].names)
-        table = table.select(names[table.rows["part"]] == name).without_empty_classes()
+        table = table.select(names[table.rows["part"]] == PARTS.get(str(part), part)).without_empty_classes()
     return validate(table)
 
 

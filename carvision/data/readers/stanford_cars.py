@@ -59,9 +59,7 @@ def read_stanford_cars(
     elif prefix is not None:
         table, annotated = _from_folders(root / prefix, allow_missing), False
     else:
-        raise InputError(
-            f"data.root: {root} has no devkit/cars_train_annos.mat, train/ or car_data/car_data/train/. {HINT}"
-        )
+        raise InputError(f"data.root: {root} has no devkit/cars_train_annos.mat and no folder train. {HINT}")
     expected = dict(known or {})
     if annotated and not (table.rows["split"] == "test").any():
         log.warning(

@@ -56,17 +56,12 @@ class TableFile:
 
     def require(self, names: Iterable[str]) -> None:
         """Raise InputError for a column that is absent or there twice, and for boxes without all four sides."""
-        sides = [name for name in BOX if name in self.columns]
-        if sides and len(sides) < len(BOX):
-            lacking = next(name for name in BOX if name not in sides)
-            raise InputError(
-                f"{self.key}: {self.file} has no column {lacking!r}, and a box needs {', '.join(BOX)}; its columns: "
-                f"{', '.join(self.columns)}"
-            )
-        for name in map(nfc, [*names, *sides]):
+        sides = BOX if any(name in self.columns for name in BOX) else []
+        for name in map(nfc, [*sides, *names]):
             if name not in self.columns:
+                box = f", and a box needs {', '.join(BOX)}" if name in sides else ""
                 there = ", ".join(self.columns) or "none"
-                raise InputError(f"{self.key}: {self.file} has no column {name!r}; its columns: {there}")
+                raise InputError(f"{self.key}: {self.file} has no column {name!r}{box}; its columns: {there}")
             if self.columns.count(name) > 1:
                 raise InputError(f"{self.key}: {self.file} has two columns {name!r}; rename one")
 
