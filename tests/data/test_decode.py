@@ -13,8 +13,8 @@ from PIL import EpsImagePlugin, Image, ImageOps
 
 from carvision.data import decode, images
 from carvision.data.decode import WHOLE, decode_image, decode_into, decode_part, empty_images, jpeg_part, wanted_part
+from carvision.data.health import inspect_photo
 from carvision.data.images import BadImage, Preprocessing, open_bytes, open_image
-from carvision.data.inspection import inspect_photo
 from carvision.data.loading.dataset import random_windows
 
 WIDTH, HEIGHT = 96, 64
