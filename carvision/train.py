@@ -25,9 +25,11 @@ def train(cfg: "DictConfig") -> None:
     from carvision.training.distributed.launch import start_processes
 
     start_processes(trainer)
+    from carvision.run_report.write import write_reports
     from carvision.training.run.start import train as start_training
 
-    start_training(config, str(choices().get("experiment") or choices()["data"]))
+    name = choices().get("experiment") or choices()["data"]
+    start_training(config, str(name), finish=write_reports if config["run"]["report"] else None)
 
 
 if __name__ == "__main__":
