@@ -57,9 +57,10 @@ class NonFiniteLoss(pl.Callback):
         if bad:
             batch_idx = self.first_batch + min(bad)
             photos = record_photos(trainer, batch_idx, self.file)
-            where = f"in epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}"
-            message = f"the loss is not finite {where} (photos: {photos}; all are in {self.file})"
-            raise InputError(f"{message}. {self._advice()}")
+            raise InputError(
+                f"the loss is not finite in epoch {trainer.current_epoch + 1}, batch {batch_idx + 1} "
+                f"(photos: {photos}; all are in {self.file}). {self._advice()}"
+            )
 
     def check_all(self, trainer: pl.Trainer) -> None:
         """Check before a checkpoint: also the weights, which a gradient can ruin, and the last validation loss."""
