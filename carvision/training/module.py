@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from carvision.augment.mixing import Mix
 from carvision.augment.pipeline import Augment, Normalise, to_float
@@ -227,7 +227,7 @@ class LitClassifier(pl.LightningModule):
         found = self.trainer.callback_metrics
         for name in [name for name in found if name.partition("/")[0] in counted]:
             del found[name]  # else a metric undefined in this epoch would keep the previous value
-        found.update({name: torch.tensor(value) for name, value in values.items()})
+        found |= {name: torch.tensor(value) for name, value in values.items()}
         for logger in self.trainer.loggers:
             logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step)
             logger.save()
@@ -311,16 +311,13 @@ class LitClassifier(pl.LightningModule):
         before = max(group["lr"] for group in optimizer.param_groups)
         for group, new in zip(optimizer.param_groups, self.new_groups, strict=True):
             group.update(new)
-        now = schedule.state_dict()
-        position = {key: now[key] for key in ("last_epoch", "_step_count") if key in now}
+        stored = schedule.state_dict()
+        position = {key: stored[key] for key in ("last_epoch", "_step_count") if key in stored}
         schedule.load_state_dict({**self.new_schedule, **position})
-        if isinstance(schedule, LambdaLR):
-            for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-                group["lr"] = base * factor(schedule.last_epoch)
-        elif isinstance(schedule, OneCycleLR):
+        if not isinstance(schedule, ReduceLROnPlateau):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # get_lr() outside of step()
-                rates = schedule.get_lr()  # sets the momentum, too
+                rates = schedule.get_lr()  # OneCycleLR's sets the momentum, too
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         now = max(group["lr"] for group in optimizer.param_groups)

@@ -1,6 +1,5 @@
 """Stop a run whose loss is inf or NaN, and list the photos of that batch."""
 
-import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +13,6 @@ from carvision.files.atomic import write_csv
 from carvision.training.distributed.collectives import any_process, gather_objects
 from carvision.training.module import LitClassifier, datamodule_of
 from carvision.training.run.checkpoints import LAST
-
-log = logging.getLogger(__name__)
 
 MAX_SHOWN = 5  # photos in the message; the file has all
 

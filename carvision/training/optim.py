@@ -1,6 +1,5 @@
 """The phases of a run, and what each trains with: optimizers, sharpness-aware minimisation, learning-rate schedules."""
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from carvision.errors import InputError, one_line, suggest
 from carvision.models.classifier import Classifier
-
-log = logging.getLogger(__name__)
 
 
 class Phase(TypedDict):
