@@ -32,7 +32,7 @@ class NonFiniteLoss(pl.Callback):
         self.first_bad_step = self.step.clone()  # -1: none yet
         self.first_batch = -1  # index in the epoch of the batch of step 0; -1: not known yet
 
-    on_train_epoch_start = on_train_start  # which Lightning does not call in the rest of a resumed epoch
+    on_train_epoch_start = on_train_start  # Lightning calls only the latter in the rest of a resumed epoch
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: LitClassifier, batch, batch_idx: int) -> None:
         if self.first_batch < 0:
