@@ -49,16 +49,12 @@ def use_utf8() -> None:
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Import large packages in this block, without the garbage collections that they would cause.
-
-    Python looks through all objects again and again as their number grows: a tenth of the CPU time of importing torch,
-    timm and Lightning. What was created here is also left out of later collections.
-    """
+    """Pause Python's garbage collection in this block, for imports: it looks through all objects again and again as
+    their number grows, which is a tenth of the CPU time of importing torch, timm and Lightning."""
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         gc.enable()
 
 
