@@ -49,21 +49,19 @@ def build_trainer(
     values = trainer_values(cfg, lit.phases)
     kind = cfg["trainer"]["profiler"]
     profile = {"simple": SimpleProfile, "torch": TorchProfile}[kind](folder) if kind else None
-    # Not into a file, which a bar would fill with lines
-    on_terminal = sys.stderr.isatty() or sys.stdout.isatty()
-    bar = RichProgressBar(leave=False) if cfg["callbacks"]["progress_bar"] and on_terminal else None
+    hooks = [*([profile] if profile else []), *callbacks, *build_callbacks(cfg, folder, lit, clock, ends)]
     tensorboard = _create_tensorboard(folder) if cfg["logger"]["tensorboard"] else False
     try:
         trainer = pl.Trainer(
             **values,
             profiler=profile.profiler if isinstance(profile, SimpleProfile) else None,
-            callbacks=[*filter(None, [profile, bar]), *callbacks, *build_callbacks(cfg, folder, lit, clock, ends)],
+            callbacks=hooks,
             logger=tensorboard,
             default_root_dir=folder,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the samplers of PhotoDataModule divide the photos themselves
             enable_model_summary=False,  # summary.txt has a better one
-            enable_progress_bar=bar is not None,
+            enable_progress_bar=any(isinstance(hook, RichProgressBar) for hook in hooks),
             log_every_n_steps=10,
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
@@ -149,6 +147,8 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder)))
     if callbacks["patience"]:
         hooks.append(Patience(*stop_rule(callbacks), patience=callbacks["patience"]))
+    if callbacks["progress_bar"] and (sys.stderr.isatty() or sys.stdout.isatty()):  # it would fill a file with lines
+        hooks.append(RichProgressBar(leave=False))
     if cfg["trainer"]["strategy"] == "fsdp":
         hooks.append(SyncStatistics())
     stopping = Stopping(checkpoints, ends, run["checkpoint_every_minutes"])
