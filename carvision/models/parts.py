@@ -341,7 +341,3 @@ class HeadWeights(nn.Module):
         """
         values = torch.stack([losses[head] for head in self.heads])
         return ((torch.exp(-self.log_variances) * values + self.log_variances / 2) * counts).sum()
-
-    def weights(self) -> dict[str, float]:
-        """Return {head: exp(-s)}."""
-        return dict(zip(self.heads, torch.exp(-self.log_variances.detach()).tolist(), strict=True))
