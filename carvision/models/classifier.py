@@ -191,7 +191,14 @@ class Classifier(nn.Module):
         return logits, penalty
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        trunk, _ = self.trunk(self.features(images))
+        return self._logits_of_pooled(self.features(images))
+
+    def logits_of(self, feature_map: Tensor) -> dict[str, Tensor]:
+        """Return the logits that follow from what backbone.forward_features returned; `forward` cut in two."""
+        return self._logits_of_pooled(self._pooled(feature_map))
+
+    def _logits_of_pooled(self, pooled: Tensor) -> dict[str, Tensor]:
+        trunk, _ = self.trunk(pooled)
         return self._logits(trunk, None)[0]
 
     def embed(self, images: Tensor, layer: str = "auto") -> Tensor:
