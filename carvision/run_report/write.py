@@ -37,6 +37,7 @@ from carvision.run_report.verdict import slider_steps, threshold_of, verdict
 log = logging.getLogger(__name__)
 
 REPORT, LABEL_ERRORS = "report.html", "label_errors_{}.csv"
+STRONG = 0.9  # accuracy from which on a suspicious label is more often wrong than the model
 SAMPLES_BYTES = 2_500_000  # of the photos of all classes, at most
 
 
@@ -61,6 +62,7 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
             write_csv(file, suspicious.drop(columns="row"))
         else:
             file.unlink(missing_ok=True)
+    accuracy = float(results.heads[main].right.mean()) if main else 1.0
     tables, notes = data_sheet(results)
     judged = results.judged[results.split]
     file = results.folder / REPORT
@@ -85,6 +87,7 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
         gallery_note=_gallery_note(gallery, len(results.train)),
         suspicious=_suspicious_rows(results, suspicious),
         num_suspicious=len(suspicious),
+        weak=accuracy if accuracy < STRONG else None,
         label_file=LABEL_ERRORS.format(main),
         sheet=tables,
         sheet_notes=notes,
