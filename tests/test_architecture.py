@@ -17,8 +17,7 @@ ROOMS = (
 )  # fmt: skip
 COMMANDS = {
     "augment_sheet", "check", "compare", "doctor", "embed", "evaluate", "explain", "export", "pack", "predict",
-    "retrieve",
-    "sweep", "train", "verify",
+    "report", "retrieve", "sweep", "train", "verify",
 }  # fmt: skip
 MAX_MODULES, MAX_LINES, MIN_LINES = 9, 450, 60
 # Why a module of fewer lines stands alone
