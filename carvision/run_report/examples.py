@@ -17,9 +17,9 @@ from carvision.explanation.cam import class_activation_maps
 from carvision.explanation.overlay import overlay
 from carvision.metrics.neighbours import nearest
 from carvision.models.classifier import Classifier
+from carvision.reports.photos import data_uri, small_photo, thumbnail
 from carvision.run_report.gather import Judged, RunResults
 from carvision.run_report.label_errors import find_label_errors
-from carvision.run_report.photos import data_uri, small_photo, thumbnail
 
 NUM_MISTAKES, NUM_RIGHT, NUM_NEIGHBOURS, NUM_LABEL_ERRORS = 24, 8, 3, 24
 MAX_GALLERY = 2000  # training photos among which the nearest ones are searched

@@ -15,6 +15,7 @@ from carvision.evaluation.report import calibration_tables, metric_tables
 from carvision.files.atomic import write_csv
 from carvision.reports.charts import Axis, Line, line_chart
 from carvision.reports.page import write_template
+from carvision.reports.photos import thumbnail
 from carvision.reports.tables import percent
 from carvision.run_report.confusion import confusion_data
 from carvision.run_report.examples import (
@@ -31,7 +32,6 @@ from carvision.run_report.examples import (
 )
 from carvision.run_report.facts import curves, data_sheet, run_facts, run_warnings
 from carvision.run_report.gather import RunResults, gather
-from carvision.run_report.photos import thumbnail
 from carvision.run_report.verdict import slider_steps, threshold_of, verdict
 
 log = logging.getLogger(__name__)
