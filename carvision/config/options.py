@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from carvision.config.overrides import expand_options
+from carvision.files.log import Terminal
 
 
 def create_parser(command: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:
@@ -76,4 +77,4 @@ def parse_with_overrides(
 
 def log_to_stderr() -> None:
     """Print log messages on standard error, as they are."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", handlers=[Terminal()])

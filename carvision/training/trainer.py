@@ -1,6 +1,7 @@
 """Build Lightning's Trainer with its callbacks, and fit the phases of a run one after another."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from carvision.training.callbacks import (
     MovingAverage,
     Patience,
     ReadAhead,
-    create_progress_bar,
 )
 from carvision.training.compile import FirstStep, require_compiler
 from carvision.training.distributed.fsdp import SyncStatistics, check_fsdp, create_strategy
@@ -42,6 +42,7 @@ from carvision.training.nonfinite import NonFiniteLoss
 from carvision.training.optim import Phase, check_trainer, phase_key
 from carvision.training.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from carvision.training.run.folder import write_config
+from carvision.training.run.progress_bar import RunBar
 from carvision.training.run.resume import ResumePoint
 from carvision.training.run.stopping import Stopping
 
@@ -75,7 +76,7 @@ def build_trainer(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the samplers of PhotoDataModule divide the photos themselves
             enable_model_summary=False,  # summary.txt has a better one
-            enable_progress_bar=cfg["callbacks"]["progress_bar"],
+            enable_progress_bar=False,  # RunBar is ours
             log_every_n_steps=10,
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
@@ -162,8 +163,8 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder)))
     if callbacks["patience"]:
         hooks.append(Patience(*stop_rule(callbacks), patience=callbacks["patience"]))
-    if callbacks["progress_bar"]:
-        hooks.append(create_progress_bar())
+    if callbacks["progress_bar"] and sys.stderr.isatty() and is_first_process():
+        hooks.append(RunBar())
     if cfg["trainer"]["strategy"] == "fsdp":
         hooks.append(SyncStatistics())
     stopping = Stopping(checkpoints, ends, run["checkpoint_every_minutes"])
