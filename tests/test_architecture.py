@@ -24,8 +24,8 @@ MAX_MODULES, MAX_LINES, MIN_LINES = 9, 450, 60
 SHORT = {
     "augment.draws": "all steps of the augmentation use it",
     "embedding.options": "imports no torch, so that --help and a wrong option need none",
-    "files.log": "one subject",
     "models.decoding": "one subject",
+    "system.terminal": "one subject",
 }
 # What one module, or one room, has to itself
 ONE_HOME = {

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from carvision.config.overrides import expand_options
 from carvision.files.log import Terminal
+from carvision.system.terminal import fold
 
 
 def create_parser(command: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:
     """Return a parser for `python -m carvision.<command>`, whose --help keeps the description's lines."""
     return argparse.ArgumentParser(
-        f"python -m carvision.{command}", usage=usage, description=description,
+        f"python -m carvision.{command}", usage=usage, description=fold(description, sys.stdout),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
 

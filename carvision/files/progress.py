@@ -15,7 +15,15 @@ log = logging.getLogger(__name__)
 LOG_EVERY_S = 30  # between log lines
 
 
-def create_bar(*columns: "ProgressColumn", keep: bool = False) -> "Progress":
+def create_batch_bar() -> "Progress":
+    """Return a display, not started, of a text, a bar, "3/67", and the task's field "after"."""
+    import rich.progress as rich
+
+    text, after = (rich.TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[after]}"))
+    return _create_bar(text, rich.BarColumn(None), rich.MofNCompleteColumn(), after)
+
+
+def _create_bar(*columns: "ProgressColumn", keep: bool = False) -> "Progress":
     """Return rich's progress display on standard error, which takes the terminal's width.
 
     Whatever is written to standard error meanwhile, or printed on the same terminal, appears above it. keep: leave the
@@ -48,7 +56,7 @@ def show_bar(
     time_column = rich.TimeElapsedColumn() if total is None else rich.TimeRemainingColumn()
     columns = (rich.TextColumn("{task.description}", markup=False), rich.BarColumn(None), *speed, time_column)
     start = time.monotonic()
-    with create_bar(*columns, keep=keep) as progress:
+    with _create_bar(*columns, keep=keep) as progress:
         task = progress.add_task(what, total=total, completed=done, rate="")
 
         def advance(num: int, what: str | None = None) -> None:

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from carvision.files.progress import create_bar
+from carvision.files.progress import create_batch_bar
 from carvision.reports.tables import percent
 from carvision.system.terminal import num_cells
 from carvision.training.module import LitClassifier
@@ -32,10 +32,7 @@ class RunBar(pl.Callback):
     def _show(self, what: str, done: int, total: int, after: str = "") -> None:
         """Show `done` of `total` batches. after: the text behind the bar."""
         if self.bar is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-
-            columns = TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn()
-            self.bar = create_bar(*columns, TextColumn("{task.fields[after]}", markup=False))
+            self.bar = create_batch_bar()
             self.task = self.bar.add_task(what, total=total, after="")
             self.bar.start()
         self.bar.update(self.task, description=what, total=total, completed=done, after=after)
