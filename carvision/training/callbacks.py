@@ -42,8 +42,9 @@ class Clock(pl.Callback):
     def lap(self, stage: str) -> None:
         """Add the time since the last lap to `stage`."""
         now, cpu = time.perf_counter(), cpu_seconds()
-        for name, passed in {stage: now - self.last, "total": now - self.last, "cpu": cpu - self.last_cpu}.items():
-            self.add(name, passed)
+        self.add(stage, now - self.last)
+        self.add("total", now - self.last)
+        self.add("cpu", cpu - self.last_cpu)
         self.last, self.last_cpu = now, cpu
 
     def add(self, name: str, passed: float) -> None:
