@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from carvision.embedding.store import Embeddings
+from carvision.errors import one_line
 from carvision.evaluation.page.write import head_values
+from carvision.evaluation.predict import boxes_of
 from carvision.evaluation.report import calibration_tables, metric_tables
 from carvision.files.atomic import write_csv
 from carvision.reports.page import write_template
@@ -16,7 +19,7 @@ from carvision.run_report.examples import (
     NUM_RIGHT,
     PHOTO_PX,
     class_samples,
-    embed_gallery,
+    embed_training_photos,
     examples_of,
     surest,
     wrong_labels,
@@ -41,7 +44,7 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
     """
     results = gather(run, overrides, device)
     main = results.main_head
-    gallery = embed_gallery(results)
+    gallery = embed_training_photos(results)
     heads = [_head_values(results, head) for head in results.heads]
     mistakes, right, suspicious = [], [], pd.DataFrame()
     if main is not None:
@@ -72,9 +75,9 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
         heads=heads,
         main=main,
         mistakes=mistakes,
-        num_mistakes=results.heads[main].mistakes if main else 0,
+        num_mistakes=int((~results.heads[main].right).sum()) if main else 0,
         right=right,
-        gallery_note=_gallery_note(gallery),
+        gallery_note=_gallery_note(gallery, len(results.train)),
         suspicious=_suspicious_rows(results, suspicious),
         num_suspicious=len(suspicious),
         label_file=LABEL_ERRORS.format(main),
@@ -84,6 +87,19 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
         run=str(results.folder),
     )
     return file
+
+
+def write_reports(folder: Path) -> None:
+    """Write the page of a finished run, or of each of its folds or seeds, at the end of training.
+
+    A page that can't be written is a warning: the run itself is whole.
+    """
+    for part in [folder, *sorted(folder.glob("fold_*")), *sorted(folder.glob("seed_*"))]:
+        if (part / "model.json").exists():
+            try:
+                write_report(part, [])
+            except Exception as error:  # whatever it is, training has ended well
+                log.warning("%s can't be written: %s", part / REPORT, one_line(error))
 
 
 def _head_values(results: RunResults, head: str) -> dict:
@@ -98,19 +114,18 @@ def _head_values(results: RunResults, head: str) -> dict:
     return {**values, "classes": classes, "sample_px": size_px, "threshold": threshold_of(results, head)}
 
 
-def _gallery_note(gallery) -> str:
+def _gallery_note(gallery: Embeddings | None, num_train: int) -> str:
     if gallery is None:
         return ""
-    count = len(gallery.table)
-    of_all = f" (of {gallery.num_all:,})" if gallery.num_all > MAX_GALLERY else ""
-    return f"Below: the nearest of {count:,} training photos{of_all}."
+    of_all = f" of the {num_train:,}" if num_train > MAX_GALLERY else ""
+    return f"Below: the nearest of {len(gallery.table):,}{of_all} training photos."
 
 
 def _suspicious_rows(results: RunResults, suspicious: pd.DataFrame) -> list[dict]:
     rows = []
     for row in suspicious.head(NUM_LABEL_ERRORS).to_dict("records"):
         judged = results.judged[row["split"]]
-        boxes = results.boxes_of(judged.table)
+        boxes = boxes_of(judged.table, results.chosen.data)
         box = None if boxes is None else boxes[row["row"]]
         rows.append({**row, "photo": thumbnail(judged.predictions.photo(row["row"]), PHOTO_PX, box)})
     return rows

@@ -251,6 +251,16 @@ def test_a_jpeg_is_resized_as_pillow_does_it(size, kind, monkeypatch):
         assert apart.mean() < 4 if scaled else apart.max() <= 2
 
 
+def test_a_jpeg_that_was_decoded_before_is_the_same_photo():
+    data = encoded(smooth(960, 640), "JPEG", quality=95)
+    box = np.array([480, 160, 960, 640], np.float32)
+    image = open_bytes(data)
+    image.load()
+    for part in (box, box, None):  # it may be used again
+        again = decode_image(image, preprocessing(), part)
+        assert np.abs(again.numpy().astype(int) - decoded(data, part)).max() <= 8
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode, subsampling", [("RGB", 0), ("RGB", 1), ("RGB", 2), ("L", 0)])
 def test_any_part_at_any_scale_has_the_pixels_of_pillow(mode, subsampling, progressive):
