@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
@@ -12,6 +13,7 @@ from carvision.errors import InputError
 from carvision.files.atomic import write_csv
 from carvision.files.folders import refuse_foreign_folder
 from carvision.reports.comparison.frame import DATA_SET, check_column, finest_metric, runs_frame, sort_by
+from carvision.reports.comparison.page import against_charts, write_compare_page
 from carvision.reports.comparison.plots import MAX_CURVES, draw_matrix, plot_against, plot_comparison, plot_trade_off
 from carvision.reports.comparison.runs import Run, find_runs, read_run
 from carvision.reports.comparison.settings import (
@@ -31,7 +33,7 @@ from carvision.reports.comparison.tables import (
     runs_table,
     settings_table,
 )
-from carvision.reports.page import sections_of, write_markdown, write_page
+from carvision.reports.page import sections_of, write_markdown
 from carvision.reports.tables import TextTable, print_table
 
 log = logging.getLogger(__name__)
@@ -94,7 +96,8 @@ def write_comparison(
     unfinished = list(frame.index[frame["state"] == "unfinished"])
     for table in tables if unfinished else []:
         table.notes.append(f"Unfinished runs count with their results so far: {', '.join(unfinished)}.")
-    _write(frame, runs, metric, epoch, tables, pictures, folder)
+    charts = {} if study is None or against is None else {tables[-1].title: against_charts(study, against, metric)}
+    _write(frame, runs, metric, epoch, tables, pictures, folder, charts)
     return frame
 
 
@@ -127,8 +130,9 @@ def _write(
     studies: list[TextTable],
     pictures: Pictures,
     folder: Path,
+    charts: dict[str, Markup],
 ) -> None:
-    """Write compare.csv, compare.md and compare.html, and print the tables."""
+    """Write compare.csv, compare.md and compare.html, and print the tables. charts: {title of a study: its chart}."""
     keys = differing_keys(runs)
     settings = {key: [text_of(run.config.get(key)) for run in runs] for key in keys}
     whole = [name for name in WHOLE if name in frame and (frame[name].dropna() % 1 == 0).all()]
@@ -145,9 +149,9 @@ def _write(
     tables += studies
     if keys:
         tables.append(settings_table(runs, list(frame.index), keys))
-    sections = sections_of(tables, pictures)
-    write_markdown(folder / "compare.md", title, about, sections)
-    write_page(folder / "compare.html", title, about, sections)
+    write_markdown(folder / "compare.md", title, about, sections_of(tables, pictures))
+    shown = {table.title: [table] for table in tables[len(parts) :]}
+    write_compare_page(folder / "compare.html", title, about, frame, runs, metric, notes, shown, charts)
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)  # rich assumes 80 columns for a file

@@ -97,7 +97,10 @@ def data_sets_of(runs: Sequence[Run]) -> list[str]:
     keys = [key for key in differing_keys(runs) if key in CHOOSING]
     found = []
     for run in runs:
-        name, of_user = text_of(run.config.get("data.name", "")), run.config.get("data.name") in OF_THE_USER
+        name, of_user = (
+            text_of(run.config.get("data.name", "data set not recorded")),
+            run.config.get("data.name") in OF_THE_USER,
+        )
         where = (run.config.get("data.file") or run.config.get("data.root")) if of_user else None
         settings = [f"{key.removeprefix('data.')}={text_of(run.config[key])}" for key in keys if key in run.config]
         found.append((name, str(where or ""), *settings))
