@@ -25,9 +25,9 @@ SHORT = {
     "augment.draws": "all steps of the augmentation use it",
     "embedding.options": "imports no torch, so that --help and a wrong option need none",
     "explanation.overlay": "one subject",
-    "files.log": "one subject",
     "models.decoding": "one subject",
     "run_report.label_errors": "one rule, from one paper",
+    "system.terminal": "one subject",
 }
 # What one module, or one room, has to itself
 ONE_HOME = {
