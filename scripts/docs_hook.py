@@ -109,11 +109,13 @@ def prose(lines: list[str]) -> str:
 
 def table(keys: list[Key]) -> str:
     """Return the keys as a table. Each can be linked to by its name."""
-    rows = ["| key | value | |", "|---|---|---|"]
+    rows = ["| key | value | meaning |", "|---|---|---|"]
     for name, value, about in keys:
+        if not value and not about:  # a mapping, whose keys have rows of their own
+            continue
         shown = f"`{value}`".replace("|", "\\|") if value else ""
         rows.append(f'| <span id="{name}">`{name}`</span> | {shown} | {escaped(about)} |')
-    return "\n".join(rows) + "\n"
+    return '<div class="keys" markdown>\n\n' + "\n".join(rows) + "\n\n</div>\n"
 
 
 def keys_page() -> str:
