@@ -13,10 +13,11 @@ PACKAGE = ROOT / "carvision"
 # From the ground up: a room imports only rooms named before it, which the guide draws below it; commands import any.
 ROOMS = (
     "system", "errors", "files", "config", "demo", "data", "augment", "losses", "models", "metrics", "inference",
-    "reports", "training", "evaluation", "embedding", "search", "exports", "diagnosis",
+    "reports", "explanation", "training", "evaluation", "embedding", "run_report", "search", "exports", "diagnosis",
 )  # fmt: skip
 COMMANDS = {
-    "augment_sheet", "check", "compare", "doctor", "embed", "evaluate", "export", "pack", "predict", "retrieve",
+    "augment_sheet", "check", "compare", "doctor", "embed", "evaluate", "explain", "export", "pack", "predict",
+    "retrieve",
     "sweep", "train", "verify",
 }  # fmt: skip
 MAX_MODULES, MAX_LINES, MIN_LINES = 9, 450, 60
@@ -24,8 +25,10 @@ MAX_MODULES, MAX_LINES, MIN_LINES = 9, 450, 60
 SHORT = {
     "augment.draws": "all steps of the augmentation use it",
     "embedding.options": "imports no torch, so that --help and a wrong option need none",
+    "explanation.overlay": "one subject",
     "files.log": "one subject",
     "models.decoding": "one subject",
+    "run_report.label_errors": "one rule, from one paper",
 }
 # What one module, or one room, has to itself
 ONE_HOME = {

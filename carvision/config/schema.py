@@ -87,6 +87,7 @@ ALLOWED: dict[str, Check] = {
     "run.price_per_hour": optional(number(0)),
     "run.seeds": optional(distinct(list_of(whole(0, 2**32 - 1)))),
     "run.test": flag,
+    "run.report": flag,
     "data.name": one_of(*_data_sets),
     "data.root": optional(path),
     "data.image_px": whole(8, 4096),

@@ -75,7 +75,7 @@ def run(
         if world_size > 1:
             torch.distributed.init_process_group("gloo")
         log.info("%s: %s photos, %s", table.name, f"{len(table):,}", "all" if split == "all" else split)
-        predict = partial(predict_table, predictor, data=chosen.data, device=device)
+        predict = partial(predict_table, predictor, data=chosen.data, device=device, process=(rank, world_size))
         predictions, bad = predict(table, matched.targets, what=split)
 
         def predict_val() -> Predictions | None:

@@ -5,6 +5,7 @@ the grid of predicted and true classes.
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +16,7 @@ from carvision.data.decode import SIDEWAYS, to_rgb, upright_turn
 from carvision.data.images import BadImage, check_box, open_image
 from carvision.data.packs.read import PackedPhoto
 from carvision.errors import InputError
-from carvision.reports.plots import DPI, FAINT, TEXT, save_figure
+from carvision.reports.plots import DPI, FAINT, TEXT, font_families, quiet_fonts, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -211,8 +212,9 @@ def width_px(line: str, size: float, weight: str = "normal") -> int:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(size=size, weight=weight)
-    points, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
+    font = FontProperties(family=font_families(line), size=size, weight=weight)
+    with nullcontext() if line.isascii() else quiet_fonts():
+        points, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
     return math.ceil(points * DPI / 72)
 
 

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from carvision.data.images import Preprocessing
 from carvision.data.table import LabelDescription, Table
 from carvision.evaluation.bootstrap import Measured, measure
@@ -69,12 +67,6 @@ class RunResults:
     def main_head(self) -> str | None:
         """The head with most classes, by which the page judges the model; None if all heads are numbers."""
         return max(self.heads, key=lambda head: len(self.labels[head]["ids"]), default=None)
-
-    def boxes_of(self, table: Table) -> np.ndarray | None:
-        """Return the boxes that the network's photos are cropped to, float32 (N, 4), or None for whole photos."""
-        if not (self.chosen.data["crop_to_box"] and table.has_boxes):
-            return None
-        return table.rows[["left", "top", "right", "bottom"]].to_numpy(np.float32, copy=True)
 
 
 def gather(run: Path, overrides: list[str], device: str = "auto") -> RunResults:

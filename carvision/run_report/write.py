@@ -6,8 +6,11 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
+from carvision.embedding.store import Embeddings
+from carvision.errors import one_line
 from carvision.evaluation.calibration import reliability
 from carvision.evaluation.metrics import class_table
+from carvision.evaluation.predict import boxes_of
 from carvision.evaluation.report import calibration_tables, metric_tables
 from carvision.files.atomic import write_csv
 from carvision.reports.charts import Axis, Line, line_chart
@@ -21,7 +24,7 @@ from carvision.run_report.examples import (
     NUM_RIGHT,
     PHOTO_PX,
     class_samples,
-    embed_gallery,
+    embed_training_photos,
     examples_of,
     surest,
     wrong_labels,
@@ -34,6 +37,7 @@ from carvision.run_report.verdict import slider_steps, threshold_of, verdict
 log = logging.getLogger(__name__)
 
 REPORT, LABEL_ERRORS = "report.html", "label_errors_{}.csv"
+STRONG = 0.9  # accuracy from which on a suspicious label is more often wrong than the model
 SAMPLES_BYTES = 2_500_000  # of the photos of all classes, at most
 
 
@@ -46,7 +50,7 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
     """
     results = gather(run, overrides, device)
     main = results.main_head
-    gallery = embed_gallery(results)
+    gallery = embed_training_photos(results)
     heads = [_head_values(results, head) for head in results.heads]
     mistakes, right, suspicious = [], [], pd.DataFrame()
     if main is not None:
@@ -58,6 +62,7 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
             write_csv(file, suspicious.drop(columns="row"))
         else:
             file.unlink(missing_ok=True)
+    accuracy = float(results.heads[main].right.mean()) if main else 1.0
     tables, notes = data_sheet(results)
     judged = results.judged[results.split]
     file = results.folder / REPORT
@@ -77,11 +82,12 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
         heads=heads,
         main=main,
         mistakes=mistakes,
-        num_mistakes=results.heads[main].mistakes if main else 0,
+        num_mistakes=int((~results.heads[main].right).sum()) if main else 0,
         right=right,
-        gallery_note=_gallery_note(gallery),
+        gallery_note=_gallery_note(gallery, len(results.train)),
         suspicious=_suspicious_rows(results, suspicious),
         num_suspicious=len(suspicious),
+        weak=accuracy if accuracy < STRONG else None,
         label_file=LABEL_ERRORS.format(main),
         sheet=tables,
         sheet_notes=notes,
@@ -89,6 +95,19 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
         run=str(results.folder),
     )
     return file
+
+
+def write_reports(folder: Path) -> None:
+    """Write the page of a finished run, or of each of its folds or seeds, at the end of training.
+
+    A page that can't be written is a warning: the run itself is whole.
+    """
+    for part in [folder, *sorted(folder.glob("fold_*")), *sorted(folder.glob("seed_*"))]:
+        if (part / "model.json").exists():
+            try:
+                write_report(part, [])
+            except Exception as error:  # whatever it is, training has ended well
+                log.warning("%s can't be written: %s", part / REPORT, one_line(error))
 
 
 def _head_values(results: RunResults, head: str) -> dict:
@@ -139,19 +158,18 @@ def _reliability_chart(bins: pd.DataFrame, head: str) -> Markup:
     return line_chart(lines, x, Axis("accuracy, %", percent=True, limits=(0, 1)), f"Probability and accuracy of {head}")
 
 
-def _gallery_note(gallery) -> str:
+def _gallery_note(gallery: Embeddings | None, num_train: int) -> str:
     if gallery is None:
         return ""
-    count = len(gallery.table)
-    of_all = f" (of {gallery.num_all:,})" if gallery.num_all > MAX_GALLERY else ""
-    return f"Below: the nearest of {count:,} training photos{of_all}."
+    of_all = f" of the {num_train:,}" if num_train > MAX_GALLERY else ""
+    return f"Below: the nearest of {len(gallery.table):,}{of_all} training photos."
 
 
 def _suspicious_rows(results: RunResults, suspicious: pd.DataFrame) -> list[dict]:
     rows = []
     for row in suspicious.head(NUM_LABEL_ERRORS).to_dict("records"):
         judged = results.judged[row["split"]]
-        boxes = results.boxes_of(judged.table)
+        boxes = boxes_of(judged.table, results.chosen.data)
         box = None if boxes is None else boxes[row["row"]]
         rows.append({**row, "photo": thumbnail(judged.predictions.photo(row["row"]), PHOTO_PX, box)})
     return rows

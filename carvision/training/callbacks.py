@@ -3,7 +3,6 @@
 import itertools
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import (
-    EarlyStopping,
-    ProgressBar,
-    RichProgressBar,
-    TQDMProgressBar,
-    WeightAveraging,
-)
+from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
@@ -48,8 +41,9 @@ class Clock(pl.Callback):
     def lap(self, stage: str) -> None:
         """Add the time since the last lap to `stage`."""
         now, cpu = time.perf_counter(), cpu_seconds()
-        for name, passed in {stage: now - self.last, "total": now - self.last, "cpu": cpu - self.last_cpu}.items():
-            self.add(name, passed)
+        self.add(stage, now - self.last)
+        self.add("total", now - self.last)
+        self.add("cpu", cpu - self.last_cpu)
         self.last, self.last_cpu = now, cpu
 
     def add(self, name: str, passed: float) -> None:
@@ -233,10 +227,3 @@ class Patience(EarlyStopping):
             state |= {"stopped_epoch": 0, "stopping_reason": EarlyStoppingReason.NOT_STOPPED.value}
             state["stopping_reason_message"] = None
         super().load_state_dict(state)
-
-
-def create_progress_bar() -> ProgressBar:
-    """Return rich's bar on a terminal; none if the output goes to a file, which a bar would fill with lines."""
-    if sys.stderr.isatty() or sys.stdout.isatty():
-        return RichProgressBar(leave=False)
-    return TQDMProgressBar(refresh_rate=0)
