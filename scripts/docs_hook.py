@@ -139,7 +139,7 @@ def keys_page() -> str:
             parts.append(f"### {group}={file.stem}\n\n{prose(header)}\n{table(keys) if keys else ''}")
         for file in sorted((CONF / group / "head").glob("*.yaml")):
             header, keys = keys_of(file, f"{group}.heads.<label>")
-            parts.append(f"### {group}/head={file.stem}\n\n{prose(header)}\n{table(keys)}".replace("id=\"", "id=\"of-"))
+            parts.append(f"### {group}/head={file.stem}\n\n{prose(header)}\n{table(keys)}".replace('id="', 'id="of-'))
     parts.append("## experiment\n\nWhole settings, each a file or a row of a table: `experiment=<choice>`.\n")
     for file in sorted((CONF / "experiment").glob("*.yaml")):
         parts.append(f"### experiment={file.stem}\n\n{prose(keys_of(file, '')[0])}")

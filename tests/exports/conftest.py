@@ -44,7 +44,7 @@ def save_model(folder: Path, backbone="test_resnet", size_px=64, head_layers: La
 
 @pytest.fixture(scope="session")
 def example_folder(demo_photos, tmp_path_factory) -> Path:  # once: tracing and ONNX take seconds each
-    """A folder in which the examples of docs/export.md run as they stand: the run RUN with its exports, a.jpg and b.jpg."""
+    """A folder in which the examples of docs/export.md run: the run RUN with its exports, a.jpg and b.jpg."""
     from carvision.exports.write import write
     from carvision.training.run.start import train
 

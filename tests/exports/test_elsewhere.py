@@ -1,4 +1,4 @@
-"""Exports open where carvision is not installed, and give the run's logits; the examples of docs/export.md run as they stand."""
+"""Exports open where carvision is not installed, and give the run's logits; docs/export.md's examples run."""
 
 import re
 import subprocess
