@@ -11,6 +11,7 @@ from pathlib import Path
 from carvision import __version__
 from carvision.errors import drop_output, suggest
 from carvision.system.runtime import use_utf8
+from carvision.system.terminal import fold
 
 # The groups of --help; a command that none of them names is listed in the last one
 GROUPS = {
@@ -61,7 +62,7 @@ def commands() -> dict[str, str]:
     found = {}
     for file in sorted(files):
         text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-        if named := re.match(r"(?:python -m )?carvision[ .](\w+)[^:]*: (.*?)\.? See --help", " ".join(text.split())):
+        if named := re.match(r"carvision (\w+)[^:]*: (.*?)\.? See --help", " ".join(text.split())):
             found[named[1]] = named[2]
     return found
 
@@ -85,7 +86,7 @@ def _unknown(word: str) -> str:
 
 def _print(text: str) -> None:
     try:
-        print(text, end="", flush=True)
+        print(fold(text, sys.stdout), end="", flush=True)
     except BrokenPipeError:  # by | head
         drop_output()
 

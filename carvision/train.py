@@ -1,10 +1,12 @@
 """carvision train [overrides]: train a classifier, test it, save it. See --help and conf/train.yaml."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carvision.config.compose import choices, is_multirun, plain_config, run_command
 from carvision.errors import InputError
+from carvision.system.runtime import collection_paused
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,12 +24,35 @@ def train(cfg: "DictConfig") -> None:
             "process would start all the runs. Start the runs one by one, or let carvision sweep sweep=grid do it"
         )
     # Imported here, as a mistake is reported without torch, and the agent of several processes needs no Lightning
-    from carvision.training.distributed.launch import start_processes
-
+    with collection_paused():
+        from carvision.training.distributed.launch import start_processes
     start_processes(trainer)
-    from carvision.training.run.start import train as start_training
+    with collection_paused():
+        from carvision.training.run.start import train as start_training
 
-    start_training(config, str(choices().get("experiment") or choices()["data"]))
+    name = choices().get("experiment") or choices()["data"]
+
+    def finish(folder: Path) -> None:
+        if config["run"]["report"]:
+            write_pages(folder)
+        print(next_commands(folder))
+
+    start_training(config, str(name), finish=finish)
+
+
+def write_pages(folder: Path) -> None:
+    """Write report.html of a finished run, or of each of its folds or seeds."""
+    from carvision.run_report.write import write_reports  # imports what training itself doesn't need
+
+    write_reports(folder)
+
+
+def next_commands(folder: Path) -> str:
+    """Return what to type after a run, for the terminal."""
+    run = shlex.quote(str(folder))
+    if not (folder / "model.json").exists():  # of several folds or seeds
+        return f"next: carvision compare {run}"
+    return f"next: carvision report {run}\n      carvision predict {run} photo.jpg"
 
 
 if __name__ == "__main__":

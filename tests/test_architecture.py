@@ -13,19 +13,21 @@ PACKAGE = ROOT / "carvision"
 # From the ground up: a room imports only rooms named before it, which the guide draws below it; commands import any.
 ROOMS = (
     "system", "errors", "files", "config", "demo", "data", "augment", "losses", "models", "metrics", "inference",
-    "reports", "training", "evaluation", "embedding", "search", "exports", "diagnosis",
+    "reports", "explanation", "training", "evaluation", "embedding", "run_report", "search", "exports", "diagnosis",
 )  # fmt: skip
 COMMANDS = {
-    "augment_sheet", "check", "compare", "doctor", "embed", "evaluate", "export", "keys", "pack", "predict", "retrieve",
-    "sweep", "train", "verify",
+    "augment_sheet", "check", "compare", "doctor", "embed", "evaluate", "explain", "export", "keys", "pack", "predict",
+    "report", "retrieve", "sweep", "train", "verify",
 }  # fmt: skip
 MAX_MODULES, MAX_LINES, MIN_LINES = 9, 450, 60
 # Why a module of fewer lines stands alone
 SHORT = {
     "augment.draws": "all steps of the augmentation use it",
     "embedding.options": "imports no torch, so that --help and a wrong option need none",
-    "files.log": "one subject",
+    "explanation.overlay": "one subject",
     "models.decoding": "one subject",
+    "run_report.label_errors": "one rule, from one paper",
+    "system.terminal": "one subject",
 }
 # What one module, or one room, has to itself
 ONE_HOME = {

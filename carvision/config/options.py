@@ -13,12 +13,14 @@ from pathlib import Path
 from carvision.config.overrides import expand_options
 from carvision.errors import InputError
 from carvision.files.folders import LATEST, find_run
+from carvision.files.log import Terminal
+from carvision.system.terminal import fold
 
 
 def create_parser(command: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:
     """Return a parser for `carvision <command>`, whose --help keeps the description's lines."""
     return argparse.ArgumentParser(
-        f"carvision {command}", usage=usage, description=description,
+        f"carvision {command}", usage=usage, description=fold(description, sys.stdout),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
 
@@ -96,4 +98,4 @@ def parse_with_overrides(
 
 def log_to_stderr() -> None:
     """Print log messages on standard error, as they are."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", handlers=[Terminal()])

@@ -10,7 +10,8 @@ import numpy as np
 
 from carvision.data.packs.index import read_packed
 from carvision.data.paths import nfc
-from carvision.data.readers.compcars import read_compcars, read_compcars_parts, read_compcars_surveillance
+from carvision.data.readers.compcars import read_compcars
+from carvision.data.readers.compcars_other import read_compcars_parts, read_compcars_surveillance
 from carvision.data.readers.disk import read_text
 from carvision.data.readers.folder import read_folder
 from carvision.data.readers.manifest import read_manifest
@@ -92,9 +93,8 @@ def read_table(data: DataConfig, annotations: bool) -> Table:
     allow_missing = data["allow_missing"]
     match data["name"]:
         case "demo":
-            folder = root or demo_folder(images_per_model=data["images_per_model"])
-            write_demo(folder, data["images_per_model"])
-            return replace(read_compcars(folder, known=None), name="demo")
+            num = data["images_per_model"]
+            return replace(read_compcars(write_demo(root or demo_folder(num), num), known=None), name="demo")
         case "compcars":
             split = data["split"]
             official = "parts_1_and_2" if split.get("test_as_train") else "listed"
@@ -111,21 +111,15 @@ def read_table(data: DataConfig, annotations: bool) -> Table:
         case "folder":
             return read_folder(root, allow_missing=allow_missing)
         case "manifest":
-            labels, numbers, parents = data["labels"], data["numbers"], data["parents"] or {}
-            return read_manifest(
-                root, data["file"], labels, parents=parents, numbers=numbers, allow_missing=allow_missing
-            )
+            file, labels, numbers, parents = data["file"], data["labels"], data["numbers"], data["parents"]
+            return read_manifest(root, file, labels, parents=parents, numbers=numbers, allow_missing=allow_missing)
         case "packed":
-            window, cache, sampler = data["shuffle_shards"], data["cache"], data["sampler"]
+            window, num_gb, sampler = data["shuffle_shards"], data["cache_gb"], data["sampler"]
             if window is not None and sampler != "shuffle":
-                raise InputError(
-                    f"data.sampler: {sampler} needs random access to all shards; use shuffle, or "
-                    "data.shuffle_shards=null"
-                )
-            cache = Path(cache) if cache else None
-            return read_packed(
-                data["root"], allow_missing=allow_missing, window=window, cache=cache, cache_gb=data["cache_gb"]
-            )
+                text = f"{sampler} needs random access to all shards; use shuffle, or data.shuffle_shards=null"
+                raise InputError(f"data.sampler: {text}")
+            cache = Path(data["cache"]) if data["cache"] else None
+            return read_packed(data["root"], allow_missing=allow_missing, window=window, cache=cache, cache_gb=num_gb)
     raise InputError(f"data.name: {data['name']!r} has no reader")
 
 
@@ -217,11 +211,9 @@ def _read_names(file: Path) -> dict[str, str]:
     if has_header:
         columns, rows = (header.index("id"), header.index("name")), rows[1:]
     for number, row in rows:
-        if len(row) <= max(columns) or (len(row) > 2 and not has_header):
+        key, name = (row[column].strip() if column < len(row) else "" for column in columns)
+        if not key or not name or (len(row) > 2 and not has_header):
             raise InputError(f"data.names: line {number} of {file} is {separator.join(row)!r}, not <id>,<name>")
-        key, name = (row[column].strip() for column in columns)
-        if not key or not name:
-            raise InputError(f"data.names: line {number} of {file} has no {'name' if key else 'id'}; fill it in")
         if names.setdefault(nfc(key), name) != name:
             raise InputError(f"data.names: line {number} of {file} gives {key} a second name; keep one")
     if not names:
@@ -253,20 +245,15 @@ def _find_class(table: Table, wanted: str) -> tuple[str, int]:
     """Find the label and the code of the class with this id or, failing that, name. Raises InputError if there is none
     or several."""
     known: set[str] = set()
-    for name in (table.finest, *(name for name in table.class_labels if name != table.finest)):
+    for name in sorted(table.class_labels, key=lambda name: name != table.finest):
         label = table.class_labels[name]
-        by_id, by_name = (
-            [i for i, v in enumerate(values) if nfc(v) == nfc(wanted)] for values in (label.ids, label.names)
-        )
-        found = by_id or by_name
+        found = label.find(wanted)
+        found = [i for i in found if nfc(label.ids[i]) == nfc(wanted)] or found
         if len(found) > 1:
-            ids = ", ".join(label.ids[i] for i in found)
-            raise InputError(
-                f"data.one_against_rest: {len(found)} classes of {name} are called {wanted!r}; give an id: {ids}"
-            )
+            text = f"{len(found)} classes of {name} are called {wanted!r}"
+            raise InputError(f"data.one_against_rest: {text}; give an id: {', '.join(label.ids[i] for i in found)}")
         if found:
             return name, found[0]
         known |= {*label.ids, *label.names}
-    raise InputError(
-        f"data.one_against_rest: {wanted!r} is no class of {table.name} (id or name){suggest(wanted, known)}"
-    )
+    text = f"{wanted!r} is no class of {table.name} (id or name)"
+    raise InputError(f"data.one_against_rest: {text}{suggest(wanted, known)}")

@@ -183,7 +183,8 @@ def decode_part(
     try:
         turn = upright_turn(image)
         size = image.size[::-1] if turn in SIDEWAYS else image.size
-        eighths, part = wanted_part(*size, preprocessing, box, window, shift, can_scale=image.format in SCALED)
+        can_scale = image.format in SCALED and bool(getattr(image, "tile", ()))  # not if it has been decoded already
+        eighths, part = wanted_part(*size, preprocessing, box, window, shift, can_scale)
         if eighths < 8:
             image.draft("RGB", (image.width * eighths // 8, image.height * eighths // 8))
         image = to_rgb(image)

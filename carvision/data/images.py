@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 import os
 import stat
 from dataclasses import asdict, dataclass
@@ -97,8 +98,7 @@ class Preprocessing:
 
     def as_dict(self) -> PreprocessingDescription:
         """Return plain values, from which Preprocessing(**values) is rebuilt."""
-        values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-        return cast(PreprocessingDescription, values)
+        return cast(PreprocessingDescription, {**asdict(self), "mean": list(self.mean), "std": list(self.std)})
 
 
 def read_file(photo) -> bytes:
@@ -175,12 +175,11 @@ def check_size(width: int, height: int) -> None:
 def check_claimed_size(width: int, height: int, data: Bytes, form: str | None) -> None:
     """Raise BadImage for a file too small for the size that its header claims. form: a key of MAX_PIXELS_PER_BYTE; any
     other has no bound."""
-    bound = None if form is None else MAX_PIXELS_PER_BYTE.get(form)
-    if bound is None or width * height <= bound * len(data):
-        return
-    if form == "WEBP" and data[12:16] != b"VP8 ":
-        return
-    raise BadImage(f"too few bytes ({len(data):,}) for the {width} x {height} pixels that its header claims: damaged")
+    lossless = form == "WEBP" and data[12:16] != b"VP8 "
+    bound = math.inf if lossless else MAX_PIXELS_PER_BYTE.get(form or "", math.inf)
+    if width * height > bound * len(data):
+        size = f"{width} x {height} pixels that its header claims"
+        raise BadImage(f"too few bytes ({len(data):,}) for the {size}: damaged")
 
 
 def check_box(box: np.ndarray, width: int, height: int) -> None:

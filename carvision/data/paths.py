@@ -70,7 +70,7 @@ class PhotoPaths:
         """List the possible meanings of a cell, each as `find` returns it, the likeliest first; the last as people
         read it."""
         bare = cell.strip()
-        texts = [cell if is_utf8(cell) else text_of_path(cell), bare, bare.replace("\\", "/")]
+        texts = [cell, bare, bare.replace("\\", "/")]
         if bare[:1] == "~":
             texts.append(text_of_path(os.path.expanduser(texts[-1])))  # noqa: PTH111
         texts = [text if is_utf8(text) else text_of_path(text) for text in texts]

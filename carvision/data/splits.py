@@ -38,19 +38,16 @@ def official_split(
     """
     table = table.select(table.rows["split"] != "")
     if not len(table):
-        raise InputError(
-            f"data.split.kind: {table.name} under {table.root} comes without a split of its own; "
-            "use data.split.kind=auto, stratified or kfold"
-        )
+        text = f"{table.name} under {table.root} comes without a split of its own"
+        raise InputError(f"data.split.kind: {text}; use data.split.kind=auto, stratified or kfold")
     split = table.rows["split"].to_numpy(dtype=object).copy()
     if val_as_test and test_as_train:
         raise InputError("data.split.test_as_train: contradicts data.split.val_as_test; set only one")
     if val_as_test:
-        if (split == "test").any() or not (split == "val").any():
-            raise InputError(
-                f"data.split.val_as_test: {table.name} has {(split == 'val').sum()} validation and "
-                f"{(split == 'test').sum()} test photos; the option is for data with validation and without test"
-            )
+        num_val, num_test = (split == "val").sum(), (split == "test").sum()
+        if num_test or not num_val:
+            text = f"{table.name} has {num_val} validation and {num_test} test photos"
+            raise InputError(f"data.split.val_as_test: {text}; it is for data with the first and without the second")
         split[split == "val"] = "test"
     if test_as_train:
         split[split == "test"] = "train"
@@ -64,10 +61,8 @@ def official_split(
 
 def stratified_split(table: Table, fractions: tuple[float, float, float], seed: int, keep_groups: bool) -> Table:
     """Split every class into these fractions of train, val and test."""
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise InputError(
-            f"data.split.fractions: {list(fractions)} are not three shares (train, val, test) that add up to 1"
-        )
+    if abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(f"data.split.fractions: {list(fractions)} (train, val, test) do not add up to 1; correct them")
     _require_photos(table, sum(fraction > 0 for fraction in fractions))
     units = _units(table, equal_bytes(table), keep_groups)
     return _checked(table.with_split(_stratify(table, units, tuple(fractions), SPLITS, seed)))
@@ -78,13 +73,12 @@ def kfold_split(table: Table, num_folds: int, fold: int, val_fraction: float, se
     if not 0 <= fold < num_folds:
         raise InputError(f"data.split.fold: {fold} is not one of 0 to {num_folds - 1} (data.split.num_folds), or all")
     _require_photos(table, num_folds)
-    units = _units(table, equal_bytes(table), keep_groups)
+    copies = equal_bytes(table)
+    units = _units(table, copies, keep_groups)
     names = tuple(map(str, range(num_folds)))
     folds = _stratify(table, units, (1 / num_folds,) * num_folds, names, seed, few_in_first=False)
     split = np.where(folds == str(fold), "test", "train").astype(object)
-    rest = np.flatnonzero(split == "train")
-    part = table.select(split == "train")
-    split[rest] = _stratify(part, units[rest], (1 - val_fraction, val_fraction), ("train", "val"), seed)
+    _take_val_of_train(table, split, copies, val_fraction, seed, keep_groups)
     return _checked(table.with_split(split))
 
 
@@ -102,10 +96,8 @@ def unseen_classes_split(
     # Rounded first, as 0.7 * 10 is a little more than 7
     num_train = train_classes if train_classes >= 1 else math.ceil(round(train_classes * len(label), 6))
     if not 2 <= num_train < len(label):
-        raise InputError(
-            f"data.split.train_classes: {train_classes} are {num_train} of the {len(label)} classes of {table.finest} "
-            f"of {table.name}; training needs 2 and the test 1"
-        )
+        text = f"{train_classes} are {num_train} of the {len(label)} classes of {table.finest} of {table.name}"
+        raise InputError(f"data.split.train_classes: {text}; training needs 2 and the test 1")
     split = np.where(codes < num_train, "train", "test").astype(object)
     unknown = codes == UNKNOWN
     split[unknown] = ""
@@ -141,10 +133,8 @@ def file_split(table: Table, file: Path) -> Table:
     out."""
     split, absent = splits_in(file, table)
     if absent:
-        raise InputError(
-            f"data.split.file: {len(absent):,} photos of {file} are not in {table.name} under {table.root} "
-            f"(first: {absent[0]})"
-        )
+        where = f"{table.name} under {table.root} (first: {absent[0]})"
+        raise InputError(f"{KEY}: {len(absent):,} photos of {file} are not in {where}; give this data set's splits.csv")
     return _checked(table.with_split(split).select(split != ""))
 
 
@@ -338,7 +328,7 @@ def equal_bytes(table: Table) -> np.ndarray:
     if table.shards is not None:
         _, first, same_as = np.unique(table.rows[SOURCE], return_index=True, return_inverse=True)
         return first[same_as]
-    paths = full_paths(table)  # strings and bare system calls: fast for a million photos
+    paths = full_paths(table)  # strings: fast for a million photos
     sizes = np.fromiter((os.stat(path).st_size for path in paths), np.int64, len(paths))  # noqa: PTH116
     suspects = _repeated(sizes[sizes > 0], np.flatnonzero(sizes > 0))
     ends = np.fromiter((_checksum_of_end(paths[i], sizes[i]) for i in suspects), np.int64, len(suspects))
@@ -357,15 +347,9 @@ def _repeated(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _checksum_of_end(path: str, size: int) -> int:
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    try:
-        start = max(0, int(size) - 4096)
-        if hasattr(os, "pread"):
-            return zlib.crc32(os.pread(file, 4096, start))
-        os.lseek(file, start, os.SEEK_SET)  # Windows
-        return zlib.crc32(os.read(file, 4096))
-    finally:
-        os.close(file)
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        file.seek(max(0, size - 4096))
+        return zlib.crc32(file.read(4096))
 
 
 def _digest(path: str) -> bytes:

@@ -40,6 +40,10 @@ class Classes:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def find(self, wanted: str) -> list[int]:
+        """Return the codes of the classes with this id or name."""
+        return [i for i in range(len(self)) if nfc(wanted) in (nfc(self.ids[i]), nfc(self.names[i]))]
+
 
 @dataclass(frozen=True)
 class Number:
@@ -106,10 +110,8 @@ class Table:
         others."""
         label = wanted or self.finest
         if label not in self.class_labels:
-            raise InputError(
-                f"{key}: {label!r} is no label of {self.name} with classes{suggest(label, self.class_labels)}; those "
-                f"are {', '.join(self.class_labels)}"
-            )
+            text = f"{label!r} is no label of {self.name} with classes{suggest(label, self.class_labels)}"
+            raise InputError(f"{key}: {text}; those are {', '.join(self.class_labels)}")
         return label
 
     @property
@@ -140,32 +142,22 @@ class Table:
 
     def with_split(self, split: np.ndarray | pd.Series) -> "Table":
         """Replace the column split; `split` is (N,)."""
-        rows = self.rows.copy(deep=False)
-        rows["split"] = np.asarray(split, dtype=object)
-        return replace(self, rows=rows)
+        return replace(self, rows=self.rows.assign(split=np.asarray(split, dtype=object)))
 
     def without_empty_classes(self) -> "Table":
         """Drop classes without rows from every label, and make the codes dense again."""
-        rows = self.rows.copy(deep=False)
-        kept = {}
+        rows, labels = self.rows.copy(deep=False), dict(self.labels)
+        kept = {name: np.unique(rows.loc[rows[name] != UNKNOWN, name]) for name in self.class_labels}
         for name, label in self.class_labels.items():
-            codes = rows[name].to_numpy()
-            kept[name] = np.unique(codes[codes != UNKNOWN])
             recode = np.full(len(label) + 1, UNKNOWN, dtype=np.int32)  # the last entry serves UNKNOWN = -1
             recode[kept[name]] = np.arange(len(kept[name]))
-            rows[name] = recode[codes]
-        labels = dict(self.labels)
-        for name, label in self.class_labels.items():
+            rows[name] = recode[rows[name]]
+            ids, names = (tuple(values[i] for i in kept[name]) for values in (label.ids, label.names))
             parent_codes = ()
             if label.parent is not None:
-                old = np.asarray(label.parent_codes)[kept[name]]
-                parent_codes = tuple(np.searchsorted(kept[label.parent], old).tolist())
-            labels[name] = replace(
-                label,
-                ids=tuple(label.ids[i] for i in kept[name]),
-                names=tuple(label.names[i] for i in kept[name]),
-                parent_codes=parent_codes,
-            )
+                parents = np.asarray(label.parent_codes)[kept[name]]
+                parent_codes = tuple(np.searchsorted(kept[label.parent], parents).tolist())
+            labels[name] = Classes(ids, names, label.parent, parent_codes)
         return replace(self, rows=rows, labels=labels)
 
     def only_classes(self, wanted: Iterable[str | int]) -> "Table":
@@ -174,13 +166,11 @@ class Table:
         label = self.finest_classes
         codes = []
         for value in map(str, wanted):
-            hits = [i for i in range(len(label)) if nfc(value) in (nfc(label.ids[i]), nfc(label.names[i]))]
+            hits = label.find(value)
             if not hits:
+                text = f"{value!r} is no {self.finest} of {self.name} (id or name)"
                 known = suggest(value, {*label.names, *label.ids})
-                raise InputError(
-                    f"data.classes: {value!r} is no {self.finest} of {self.name} (id or name){known}; "
-                    f"it has {len(label)} classes"
-                )
+                raise InputError(f"data.classes: {text}{known}; it has {len(label)} classes")
             codes += hits
         return self.select(self.rows[self.finest].isin(codes)).without_empty_classes()
 
@@ -191,10 +181,8 @@ class Table:
         enough = counts.index[counts >= min_images]
         keep = self.rows[self.finest].isin(enough)
         if not keep.any():
-            raise InputError(
-                f"data.min_images_per_class: {min_images} leaves no class of {self.name}; its largest "
-                f"{self.finest} has {counts.max() if len(counts) else 0} photos. Lower the value"
-            )
+            text = f"{self.name}; its largest {self.finest} has {counts.max() if len(counts) else 0} photos"
+            raise InputError(f"data.min_images_per_class: {min_images} leaves no class of {text}. Lower the value")
         if not keep.all():
             log.info(
                 "%s: %s photos dropped: of a %s with fewer than %d photos, or with none (%d of %d classes remain)",
@@ -251,12 +239,10 @@ def validate(table: Table) -> Table:
     rows = table.rows
     if rows.empty:
         raise InputError(f"{table.name}: no photos under {table.root}")
-    repeated = rows["path"].duplicated()
-    if repeated.any():
-        raise InputError(
-            f"{table.name}: {repeated.sum():,} photos are listed more than once "
-            f"(first: {rows['path'][repeated].iloc[0]}); list each once"
-        )
+    repeated = rows["path"][rows["path"].duplicated()]
+    if len(repeated):
+        text = f"{len(repeated):,} photos are listed more than once (first: {repeated.iloc[0]}); list each once"
+        raise InputError(f"{table.name}: {text}")
     odd = set(rows["split"].unique()) - {*SPLITS, ""}
     if odd:
         raise InputError(f"{table.name}: split {sorted(odd)[0]!r} is not one of {', '.join(SPLITS)} or empty")
@@ -287,58 +273,44 @@ def without_missing_files(table: Table, allow_missing: bool, tolerated: int = 0)
     allow_missing, or if none exists.
     """
     exists = np.fromiter(map(os.path.exists, full_paths(table)), bool, len(table))
-    num_missing = int((~exists).sum())
-    if num_missing == 0:
+    if exists.all():
         return table
-    first = table.rows["path"][~exists].iloc[0]
-    count = f"{num_missing:,} of {len(table):,} listed photos are not there (first: {table.root / first})"
+    num_missing, first = int((~exists).sum()), table.root / table.rows["path"][~exists].iloc[0]
     if not exists.any():
-        raise InputError(
-            f"{table.name}: none of the {len(table):,} listed photos is there (first: {table.root / first})"
-        )
-    if not allow_missing and num_missing > tolerated:
-        raise InputError(
-            f"{table.name}: {count}. Complete the copy, or accept a partial one with data.allow_missing=true"
-        )
+        raise InputError(f"{table.name}: none of the {len(table):,} listed photos is there (first: {first})")
+    text = f"{table.name}: {num_missing:,} of {len(table):,} listed photos are not there (first: {first})"
+    warn_of_incomplete(text, allow_missing or num_missing <= tolerated)
     partial = table.select(exists).without_empty_classes()
     log.warning(
-        "%s: %s. Continuing with %s photos (%.1f %%) of %d of %d classes.",
-        table.name, count, f"{len(partial):,}", 100 * len(partial) / len(table),
-        len(partial.finest_classes), len(table.finest_classes),
+        "continuing with %s photos (%.1f %%) of %d of %d classes", f"{len(partial):,}",
+        100 * len(partial) / len(table), len(partial.finest_classes), len(table.finest_classes),
     )  # fmt: skip
     return partial
 
 
-def check_counts(table: Table, known: Mapping[str, int], allow_missing: bool, tolerated: int = 0) -> Table:
+def warn_of_incomplete(text: str, accepted: bool, fix: str = "Complete the copy, or accept it as it is") -> None:
+    """Log what an incomplete copy lacks, or raise InputError unless that is accepted (data.allow_missing)."""
+    if not accepted:
+        raise InputError(f"{text}. {fix} with data.allow_missing=true")
+    log.warning(text)
+
+
+def check_counts(table: Table, known: Mapping[str, int] | None, allow_missing: bool, tolerated: int = 0) -> Table:
     """Return the table unchanged after comparing it with the known counts of its data set.
 
-    known: "photos", a split's name ("train") or a label's name -> number of photos or classes. tolerated: a difference
-    of so many photos is only logged, as copies differ by a few. Raises InputError for a larger one, unless
+    known: "photos", a split's name ("train") or a label's name -> number of photos or classes; None: any. tolerated: a
+    difference of so many photos is only logged, as copies differ by a few. Raises InputError for a larger one, unless
     allow_missing.
     """
-    found = {
-        "photos": len(table),
-        **table.rows["split"].value_counts(),
-        **{k: len(v) for k, v in table.class_labels.items()},
-    }
-    wrong = [
-        f"{found.get(what, 0):,} {_noun(what)} instead of {count:,}"
-        for what, count in known.items()
-        if found.get(what, 0) != count
-    ]
-    if not wrong:
-        return table
-    text = f"{table.name}: {', '.join(wrong)} under {table.root}"
-    if all(abs(found.get(what, 0) - n) <= (0 if what in table.labels else tolerated) for what, n in known.items()):
-        log.warning("%s; copies differ by a few photos, and this one is used as it is", text)
-        return table
-    if not allow_missing:
-        raise InputError(f"{text}. Complete the copy, or accept it as it is with data.allow_missing=true")
-    log.warning("%s; continuing, as data.allow_missing=true", text)
+    known = known or {}
+    num_classes = {name: len(label) for name, label in table.class_labels.items()}
+    found = {"photos": len(table), **table.rows["split"].value_counts(), **num_classes}
+    nouns = {"photos": "photos"} | {split: f"{split} photos" for split in SPLITS}
+    wrong = {what: found.get(what, 0) for what, count in known.items() if found.get(what, 0) != count}
+    if wrong:
+        counts = [f"{n:,} {nouns.get(what, f'{what} classes')} instead of {known[what]:,}" for what, n in wrong.items()]
+        few = all(abs(n - known[what]) <= tolerated and what not in table.labels for what, n in wrong.items())
+        text = f"{table.name}: {', '.join(counts)} under {table.root}"
+        text += "; copies differ by a few photos, and this one is used as it is" if few else ""
+        warn_of_incomplete(text, allow_missing or few)
     return table
-
-
-def _noun(what: str) -> str:
-    if what == "photos":
-        return "photos"
-    return f"{what} photos" if what in SPLITS else f"{what} classes"

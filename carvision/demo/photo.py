@@ -121,10 +121,11 @@ def draw_background(width: int, height: int, horizon: float, contact: float, rng
     draw_scene = SCENES[rng.integers(len(SCENES))]
     near = rng.uniform(0.5, 0.9) if draw_scene is _wall else rng.uniform(0.05, 0.5)
     ground = float(np.clip(horizon + near * (contact - horizon), 4, height - 4))
-    photo = _sky_and_ground(width, height, ground, draw_scene is _studio, rng)
-    draw_scene(ImageDraw.Draw(photo), width, ground, rng)
-    if draw_scene is not _studio and rng.random() < 0.5:
-        _markings(ImageDraw.Draw(photo), width, height, ground, rng)
+    photo = _sky_and_ground(width, height, ground, draw_scene is None, rng)
+    if draw_scene:
+        draw_scene(ImageDraw.Draw(photo), width, ground, rng)
+        if rng.random() < 0.5:
+            _markings(ImageDraw.Draw(photo), width, height, ground, rng)
     return photo.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.4)))
 
 
@@ -199,10 +200,6 @@ def _car_park(draw: ImageDraw.ImageDraw, width: int, ground: float, rng: np.rand
             draw.ellipse((spot - 3, low - 3, spot + 3, low + 3), fill=(25, 25, 28))
 
 
-def _studio(draw: ImageDraw.ImageDraw, width: int, ground: float, rng: np.random.Generator) -> None:
-    """Draw nothing."""
-
-
 def _markings(draw: ImageDraw.ImageDraw, width: int, height: int, ground: float, rng: np.random.Generator) -> None:
     """Draw a kerb along the ground line, and road markings that meet at the horizon."""
     draw.rectangle((0, ground, width, ground + rng.uniform(2, 6)), fill=_colour(GROUNDS, rng, 25))
@@ -213,4 +210,4 @@ def _markings(draw: ImageDraw.ImageDraw, width: int, height: int, ground: float,
         draw.polygon([(at, far), (at + 2, far), (foot + 8, height), (foot, height)], fill=(205, 205, 195))
 
 
-SCENES = (_street, _trees, _wall, _car_park, _studio)
+SCENES = (_street, _trees, _wall, _car_park, None)  # None: a plain studio

@@ -4,38 +4,61 @@ The body is a shell: a grid (station, level, xyz) of points of its left half. St
 from 0 (sill) over 1 (bumper) and 2 (shoulder) to 3 (bonnet, window sill, boot lid).
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from carvision.demo.cars import (
-    AMBER,
-    BLACK,
-    DARK,
-    DARK_RED,
-    GREY,
-    LAMP,
-    RED,
-    SIDES,
-    SILVER,
-    Colour,
-    Face,
-    Finish,
-    Make,
-    Model,
-    Outline,
-    create_circle,
-    create_face,
-)
+from carvision.demo.cars import AMBER, BLACK, DARK, DARK_RED, GREY, LAMP, RED, SILVER, Colour, Make, Model, Outline
 
 PAINTS: tuple[Colour, ...] = (  # as many as each model has training cars
     (0.93, 0.93, 0.92), (0.70, 0.71, 0.73), (0.42, 0.44, 0.47), (0.15, 0.16, 0.18), (0.72, 0.10, 0.10),
     (0.42, 0.06, 0.10), (0.16, 0.32, 0.66), (0.08, 0.14, 0.34), (0.12, 0.36, 0.22), (0.76, 0.69, 0.55),
     (0.38, 0.25, 0.16), (0.90, 0.66, 0.12), (0.88, 0.40, 0.10), (0.20, 0.55, 0.58),
 )  # fmt: skip
+SIDES = (-1, 1)
 LEVELS = ((0, 0.95), (0.42, 1), (0.86, 0.97), (1, 0.88))  # shares of the height and of the half width
 BELT_SHARE = 0.86  # width of the cabin at its foot, in widths of the body
+AXLES = (0.185, 0.805)  # shares of the length
 EAVES = 0.06  # metres from the edge of the roof up to its top
+
+
+class Finish(NamedTuple):
+    """The look of one car, unrelated to its make and model."""
+
+    paint: Colour
+    glass: Colour
+    plate: Colour
+    pillar: Colour
+    wheel_scale: float
+
+
+class Face(NamedTuple):
+    """A polygon. It is only drawn as seen from the side opposite to the point `inside`.
+
+    inside: None for a point on the vehicle's centre line, for nose and tail further in.
+    """
+
+    points: np.ndarray  # (n, 3)
+    colour: Colour
+    gloss: float  # 0..1: how much of the sky it reflects
+    inside: np.ndarray | None  # (3,)
+
+
+def create_face(
+    points: Iterable[Iterable[float]], colour: Colour, gloss: float = 0.0, inside: Iterable[float] | None = None
+) -> Face:
+    """Create a Face from any sequences of corners (n, 3)."""
+    return Face(np.array(points, float), colour, gloss, None if inside is None else np.array(inside, float))
+
+
+def create_circle(radius: float, centre: Iterable[float], plane: str = "xz", num: int = 16) -> np.ndarray:
+    """Return the corners (num, 3) of a circle in the plane of two axes."""
+    angles = np.linspace(0, 2 * np.pi, num, endpoint=False)
+    points = np.tile(np.array(centre, float), (num, 1))
+    points[:, "xyz".index(plane[0])] += radius * np.cos(angles)
+    points[:, "xyz".index(plane[1])] += radius * np.sin(angles)
+    return points
 
 
 class Vehicle(NamedTuple):
@@ -60,8 +83,7 @@ def create_finish(paint: Colour, rng: np.random.Generator) -> Finish:
 
 def create_vehicle(model: Model, make: Make, finish: Finish) -> Vehicle:
     """Build a vehicle that can be drawn from anywhere."""
-    shell = create_shell(model)
-    mirrors, wing = create_mirrors(model, finish), create_wing(model)
+    shell, mirrors, wing = create_shell(model), create_mirrors(model, finish), create_wing(model)
     faces = [
         *create_treads(model, finish),
         *create_body(model, make, finish, shell),
@@ -91,9 +113,8 @@ def _stack(faces: list[Face]) -> Vehicle:
     for i, face in enumerate(faces):
         if face.inside is not None:
             insides[i] = face.inside
-    normals = np.cross(points, np.roll(points, -1, axis=1)).sum(
-        1
-    )  # Newell's method, which also holds for slightly bent faces
+    # Newell's method, which also holds for slightly bent faces
+    normals = np.cross(points, np.roll(points, -1, axis=1)).sum(1)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     normals[(normals * (middles - insides)).sum(1) < 0] *= -1
     colours, gloss = np.array([face.colour for face in faces]), np.array([face.gloss for face in faces])
@@ -172,8 +193,8 @@ def create_rear(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> list
 
 def create_doors(m: Model, finish: Finish, shell: np.ndarray) -> list[Face]:
     """Create seams, handles, trim and side indicators."""
-    red, green, blue = (0.45 * c for c in finish.paint)
-    seam = red, green, blue
+    red, green, blue = finish.paint
+    seam = 0.45 * red, 0.45 * green, 0.45 * blue
     edges = np.linspace(m.cowl[0] + 0.12, min(m.roof[1] + 0.05, m.length - 0.95), 2 if m.doors == 2 else 3)
     faces = []
     for side in SIDES:
@@ -255,20 +276,15 @@ def _window(quad: np.ndarray, colour: Colour, finish: Finish, opening: tuple[flo
     streak = _within(quad, start, end, bottom, top)
     streak[2:] += 0.15 * (streak[1] - streak[0]) * 3
     red, green, blue = (0.6 * c + 0.16 for c in finish.glass)
-    return [
-        create_face(quad, colour, 0.5),
-        create_face(pane, finish.glass, 0.4),
-        create_face(streak, (red, green, blue), 0.4),
-    ]
+    panes = [create_face(pane, finish.glass, 0.4), create_face(streak, (red, green, blue), 0.4)]
+    return [create_face(quad, colour, 0.5), *panes]
 
 
 def _side_windows(m: Model, make: Make, finish: Finish, quad: np.ndarray) -> list[Face]:
     """Create one side of the cabin with its panes and pillars."""
-    wall, pane, streak = _window(quad, make.roof or finish.paint, finish, (0.07, m.window_end, 0.08, 0.86))
-    faces = [wall]
-    if make.window_frame:
-        faces.append(create_face(_within(quad, 0.03, m.window_end + 0.03, 0.0, 0.97), make.window_frame, 0.2))
-    faces += [pane, streak]
+    faces = _window(quad, make.roof or finish.paint, finish, (0.07, m.window_end, 0.08, 0.86))
+    if make.window_frame:  # painted after the wall, before the pane
+        faces.insert(1, create_face(_within(quad, 0.03, m.window_end + 0.03, 0.0, 0.97), make.window_frame, 0.2))
     for share in (0.62,) if m.doors == 2 else (0.40, 0.76):
         s = 0.07 + share * (m.window_end - 0.07)
         faces.append(create_face(_within(quad, s - 0.02, s + 0.02, 0.04, 0.92), finish.pillar, 0.1))
@@ -282,16 +298,11 @@ def _within(quad: np.ndarray, left: float, right: float, bottom: float, top: flo
     return np.array([(a * (1 - s) + b * s) * (1 - t) + (d * (1 - s) + c * s) * t for s, t in spots])
 
 
-def _axles(m: Model) -> tuple[float, float]:
-    """Return x of both axles."""
-    return 0.185 * m.length, 0.805 * m.length
-
-
 def create_treads(m: Model, finish: Finish) -> list[Face]:
     """Create the lower halves of the four tyres, without their outer sides; the body covers the rest."""
     radius, width = m.wheel_radius * finish.wheel_scale, 0.22
     faces = []
-    for x in _axles(m):
+    for x in (share * m.length for share in AXLES):
         lower = np.roll(create_circle(radius, (x, 0, radius), num=12), 6, axis=0)[:7]
         for side in SIDES:
             outer, inner = (lower + np.array((0, side * y, 0)) for y in (0.485 * m.width, 0.485 * m.width - width))
@@ -305,7 +316,7 @@ def create_wheels(m: Model, make: Make, finish: Finish) -> list[Face]:
     """Create arches, tyres and rims as seen from the side."""
     radius = m.wheel_radius * finish.wheel_scale
     faces = []
-    for x in _axles(m):
+    for x in (share * m.length for share in AXLES):
         for side in SIDES:
             middle, centre = np.array([x, side * 0.5 * m.width, radius]), np.array([x, side * 0.49 * m.width, radius])
             for colour, scale in ((make.sill, 1.4), (BLACK, 1.2)):
@@ -351,11 +362,6 @@ def create_wing(m: Model) -> list[Face]:
     x0, x1, half, z = m.length - 0.35, m.length - 0.02, 0.42 * m.width, m.tail_z + m.wing
     plate = [(x0, -half, z), (x0, half, z), (x1, half, z + 0.04), (x1, -half, z + 0.04)]
     edge = [(x1, -half, z - 0.02), (x1, half, z - 0.02), (x1, half, z + 0.05), (x1, -half, z + 0.05)]
-    legs = [
-        [(x0, y, m.tail_z), (x1 - 0.1, y, m.tail_z), (x1 - 0.1, y, z), (x0, y, z)] for y in (-0.8 * half, 0.8 * half)
-    ]
-    return [
-        *(create_face(leg, BLACK) for leg in legs),
-        create_face(plate, BLACK, 0.3, inside=(x0, 0, z - 1)),
-        create_face(edge, BLACK),
-    ]
+    leg = np.array([(x0, 0, m.tail_z), (x1 - 0.1, 0, m.tail_z), (x1 - 0.1, 0, z), (x0, 0, z)])
+    legs = [create_face(leg + np.array((0, y, 0)), BLACK) for y in (-0.8 * half, 0.8 * half)]
+    return [*legs, create_face(plate, BLACK, 0.3, inside=(x0, 0, z - 1)), create_face(edge, BLACK)]

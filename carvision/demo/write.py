@@ -16,12 +16,13 @@ import io
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from carvision.demo.cars import MAKES, MODELS, Model
+from carvision.demo.cars import MAKES, MODELS, Make, Model
 from carvision.demo.photo import VIEWPOINTS, draw_photo
 from carvision.demo.vehicle import PAINTS, create_finish, create_vehicle
 from carvision.errors import InputError
@@ -30,11 +31,9 @@ from carvision.files.folders import cache_folder
 log = logging.getLogger(__name__)
 
 DEMO_VERSION = 1  # increment it with every change of the output: the demo data are then drawn again
-IMAGES_PER_MODEL = 100
 YEARS = (*map(str, range(2007, 2016)), "unknown")
 NUM_TEST_YEARS = 3
 CARS_A_YEAR = 2
-MIN_IMAGES_PER_MODEL = 2 * len(YEARS)  # with fewer, a model and viewpoint may have no pair for verification
 PAIR_LEVELS = ("easy", "medium", "hard")
 NUM_PAIRS = 300  # per level of difficulty, of same and of different models each
 CAR_TYPES = (
@@ -50,50 +49,39 @@ class DrawnPhoto(NamedTuple):
     split: str  # train or test
 
 
-def demo_folder(cache: Path | None = None, images_per_model: int = IMAGES_PER_MODEL, seed: int = 0) -> Path:
-    """Return the folder of the demo data of this version and these arguments. cache: its parent; None: carvision's
-    own."""
-    folder = cache_folder() if cache is None else Path(cache).expanduser()
-    return folder / f"demo-v{DEMO_VERSION}-{images_per_model}-{seed}"
+def demo_folder(images_per_model: int) -> Path:
+    """Return the folder of this version's demo data in the cache."""
+    return cache_folder() / f"demo-v{DEMO_VERSION}-{images_per_model}-0"
 
 
-def write_demo(folder: Path, images_per_model: int = IMAGES_PER_MODEL, seed: int = 0) -> Path:
+def write_demo(folder: Path, images_per_model: int, seed: int = 0) -> Path:
     """Draw the demo data into `folder`, unless they are there already; return the folder.
 
-    The same arguments give the same bytes. A temporary folder beside `folder` is renamed as the last step: an
-    interrupted call leaves nothing, and of two concurrent processes one wins. Raises InputError for invalid arguments,
-    and for a folder that has other content or can't be written.
+    images_per_model: 20 or more, two in each year folder; with fewer, a model and viewpoint may have no pair for
+    verification. The same arguments give the same bytes. A temporary folder beside `folder` is renamed as the last
+    step: an interrupted call leaves nothing, and of two concurrent processes one wins. Raises InputError for a folder
+    that has other content or can't be written.
     """
-    if images_per_model < MIN_IMAGES_PER_MODEL:
-        raise InputError(
-            f"demo data: {images_per_model} images_per_model are too few; {MIN_IMAGES_PER_MODEL} or more, "
-            f"two in each of {len(YEARS)} year folders"
-        )
-    if seed < 0:
-        raise InputError(f"demo data: seed {seed} is negative; give 0 or more")
-    folder = Path(folder)
     stamp = json.dumps({"version": DEMO_VERSION, "images_per_model": images_per_model, "seed": seed}) + "\n"
     occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if _is_complete(folder, stamp):
         return folder
     if occupied:
-        raise InputError(
-            f"demo data: {folder} holds something other than {stamp.strip()}; name another folder with data.root"
-        )
-    num_photos = images_per_model * len(MODELS)
-    log.info("drawing %s photos of the demo data into %s (once, some ten seconds)", f"{num_photos:,}", folder)
+        text = f"{folder} holds something other than {stamp.strip()}"
+        raise InputError(f"demo data: {text}; name another folder with data.root")
+    num_photos = f"{images_per_model * len(MODELS):,}"
+    log.info("drawing %s photos of the demo data into %s (once, some ten seconds)", num_photos, folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             draft = Path(temporary) / "draft"
             _write_all(draft, images_per_model, seed)
             (draft / "demo.json").write_text(stamp, encoding="utf-8")
-            _move(draft, folder, stamp)
+            draft.rename(folder)
     except OSError as error:
-        raise InputError(
-            f"demo data: cannot write {folder} ({error.strerror or error}); "
-            "name another folder with CARVISION_CACHE or data.root"
-        ) from error
+        if not _is_complete(folder, stamp):  # else another process has written the same bytes
+            text = f"cannot write {folder} ({error.strerror or error})"
+            raise InputError(f"demo data: {text}; name another folder with CARVISION_CACHE or data.root") from error
     return folder
 
 
@@ -101,22 +89,14 @@ def _is_complete(folder: Path, stamp: str) -> bool:
     return (folder / "demo.json").is_file() and (folder / "demo.json").read_text(encoding="utf-8") == stamp
 
 
-def _move(draft: Path, folder: Path, stamp: str) -> None:
-    try:
-        draft.rename(folder)
-    except OSError:
-        if not _is_complete(folder, stamp):  # else another process has written the same bytes
-            raise
-
-
 def _write_all(root: Path, images_per_model: int, seed: int) -> None:
     photos = [photo for model in MODELS for photo in _write_photos(root / "data", model, images_per_model, seed)]
     _write_misc(root / "data" / "misc")
     lists = root / "data" / "train_test_split"
     train, test = ([photo for photo in photos if photo.split == split] for split in ("train", "test"))
-    for name, listed in (("train", train), ("test", test)):
-        _write_lines(lists / "classification" / f"{name}.txt", [photo.path for photo in listed])
-    _write_lines(lists / "verification" / "verification_train.txt", [photo.path for photo in train])
+    files = {"classification/train": train, "classification/test": test, "verification/verification_train": train}
+    for name, listed in files.items():
+        _write_lines(lists / f"{name}.txt", [photo.path for photo in listed])
     for level in PAIR_LEVELS:
         _write_lines(lists / "verification" / f"verification_pairs_{level}.txt", _pairs(test, level, seed))
 
@@ -172,14 +152,14 @@ def _write_misc(misc: Path) -> None:
     for m in MODELS:
         lines.append(f"{m.id} {m.speed} {m.displacement} {m.doors} {m.seats} {CAR_TYPES.index(m.body) + 1}")
     _write_lines(misc / "attributes.txt", lines)
-    types = np.array([CAR_TYPES], dtype=object)
-    makes, models = _cells({m.id: m.name for m in MAKES}), _cells({m.id: m.name for m in MODELS})
-    _write_mat(misc / "car_type.mat", {"types": types})
-    _write_mat(misc / "make_model_name.mat", {"make_names": makes, "model_names": models})
+    names = {"make_names": _cells(MAKES), "model_names": _cells(MODELS)}
+    _write_mat(misc / "car_type.mat", {"types": np.array([CAR_TYPES], dtype=object)})
+    _write_mat(misc / "make_model_name.mat", names)
 
 
-def _cells(names: dict[int, str]) -> np.ndarray:
+def _cells(named: Sequence[Make | Model]) -> np.ndarray:
     """Return a cell array (highest id, 1): cell i holds the name of id i + 1; cells of unused ids are empty."""
+    names = {each.id: each.name for each in named}
     cells = np.empty((max(names), 1), dtype=object)
     for i in range(len(cells)):
         cells[i, 0] = names.get(i + 1, np.zeros((0, 0)))

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from carvision.data.readers.compcars import read_compcars
-from carvision.data.readers.compcars_files import has_pair_lists, pair_list_files
+from carvision.data.readers.compcars import has_pair_lists, pair_list_files, read_compcars
 from carvision.data.readers.disk import read_text
 from carvision.data.splits import find_rows
 from carvision.data.table import UNKNOWN, Table

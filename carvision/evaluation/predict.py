@@ -97,15 +97,21 @@ def predict_rows(
 
 
 def predict_table(
-    predictor: Predictor, table: Table, targets: dict[str, Tensor], data: ReadingConfig, device: str, what: str
+    predictor: Predictor,
+    table: Table,
+    targets: dict[str, Tensor],
+    data: ReadingConfig,
+    device: str,
+    what: str,
+    process: tuple[int, int] = (0, 1),
 ) -> tuple[Predictions | None, dict[str, str]]:
     """Predict all photos of the table, each once; also return {path: reason} of the unusable ones.
 
-    With several processes each takes its share; the first returns the result, the others None. targets: as in
-    Predictions, in the table's order. what: text of the progress bar. Raises InputError for an unusable photo if
-    on_bad_image is "error", else if no photo is usable.
+    process: this one's rank and the number of those that call this together. Each takes its share; the first returns
+    the result, the others None. targets: as in Predictions, in the table's order. what: text of the progress bar.
+    Raises InputError for an unusable photo if on_bad_image is "error", else if no photo is usable.
     """
-    rank, world_size = rank_and_world_size()
+    rank, world_size = process
     rows = (table.packed.shard_by_shard() if table.packed else np.arange(len(table)))[rank::world_size]
     if device == "auto" and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"

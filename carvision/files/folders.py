@@ -38,6 +38,7 @@ WRITTEN = {
     ),
     "embeddings": ("embeddings.*", "index.csv"),
     "retrievals": ("retrieval.json", "knn.csv", "per_class.csv", "neighbours.*"),
+    "explanations": ("*.cam.png",),
     "verifications": ("verification.*", "pairs_*.csv", "roc.png"),
 }  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 from itertools import islice
@@ -69,50 +68,26 @@ def matching_names(words: list[str], report: str | None, pretrained: bool, tags:
         found = [name for name in found if cfg_of(name).has_weights]
     if not found:
         if report or pretrained:
-            raise InputError(f"no network is left of {describe(words, report, pretrained)}; drop one of these")
+            flags = [*(["--report", report] if report else []), *["--pretrained"] * pretrained]
+            raise InputError(f"no network is left of {' '.join([*words, *flags])}; drop one of these")
         raise InputError(f"no network is named like {' '.join(words)}{suggest(words[0].strip('*?'), plain)}")
     return found
 
 
-def describe(words: list[str], report: str | None, pretrained: bool) -> str:
-    parts = [*words, *(["--report", report] if report else []), *(["--pretrained"] if pretrained else [])]
-    return " ".join(parts)
-
-
 def show(names: list[str], max_params: float | None, limit: int) -> None:
+    """Print a line for each network, as soon as its parameters are counted."""
     rows = (row for row in map(row_of, names) if max_params is None or float(row[1]) <= max_params)
-    rows = islice(rows, limit + 1 if limit else None)  # one more, to know whether there are others
-    if sys.stdout.isatty():
-        num_shown = show_table(rows, limit)
-    else:
-        num_shown = 0
-        for row in islice(rows, limit or None):
-            num_shown or print(LINE.format(*HEADER))
-            print(LINE.format(*row).rstrip(), flush=True)
-            num_shown += 1
+    num_shown = 0
+    for row in islice(rows, limit or None):
+        num_shown or print(LINE.format(*HEADER))
+        print(LINE.format(*row).rstrip(), flush=True)
+        num_shown += 1
     if not num_shown:
         raise InputError(
             f"--max-params: all {len(names)} networks of these names have more than {max_params:g} million"
         )
     if any(True for _ in rows):
         print(f"the first {num_shown}; more words narrow the list, --limit 0 shows all of it", file=sys.stderr)
-
-
-def show_table(rows: Iterator[tuple[str, ...]], limit: int) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    with console.status("counting parameters"):
-        shown = list(islice(rows, limit or None))
-    table = Table(box=None, pad_edge=False)
-    for title in HEADER:
-        table.add_column(title, justify="right" if title in HEADER[1:3] else "left", no_wrap=True)
-    for row in shown:
-        table.add_row(*row)
-    if shown:
-        console.print(table)
-    return len(shown)
 
 
 def row_of(name: str) -> tuple[str, ...]:

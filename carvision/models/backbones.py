@@ -27,6 +27,7 @@ NOT_ITS_OWN = {
     "cache_dir", "checkpoint_path", "exportable", "features_only", "no_jit", "num_classes", "pretrained",
     "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "scriptable",
 }  # fmt: skip
+OTHER_WEIGHTS = "give model.weights=<file>, or begin from random ones (model.weights=random)"
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository on the hub, in timm's order of preference
 # Limits of a .safetensors file; timm's networks have at most some 5,000 tensors, with 100 bytes of the header for each
 MAX_TENSORS, MAX_HEADER_BYTES = 20_000, 10_000_000
@@ -64,20 +65,16 @@ def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = Fa
     try:
         network = cast(
             Backbone,
-            timm.create_model(
-                name, pretrained=pretrained, pretrained_cfg_overlay=source, num_classes=0, **(kwargs or {})
-            ),
+            timm.create_model(name, pretrained, pretrained_cfg_overlay=source, num_classes=0, **(kwargs or {})),
         )
     except TypeError as error:
         raise InputError(f"model.backbone_kwargs: {name} does not take {kwargs} ({one_line(error, 200)})") from None
     except Exception as error:
+        reason = one_line(error, 200)
         if not pretrained:
-            raise InputError(
-                f"model.backbone: timm can't build {name} with {kwargs or {}} ({one_line(error, 200)})"
-            ) from error
+            raise InputError(f"model.backbone: timm can't build {name} with {kwargs or {}} ({reason})") from error
         raise InputError(
-            f"model.weights: the pretrained weights of {name} can't be loaded ({one_line(error, 200)}); give "
-            "model.weights=<file>, or begin from random ones (model.weights=random)"
+            f"model.weights: the pretrained weights of {name} can't be loaded ({reason}); {OTHER_WEIGHTS}"
         ) from None
     for key in source:  # paths on this machine should not travel with the network
         network.pretrained_cfg.pop(key, None)
@@ -118,10 +115,7 @@ def find_pretrained(name: str) -> dict:
         return {"file": file, "custom_load": False}  # the hub's files need no conversion
     url = cfg.url
     if not isinstance(url, str) or not url:
-        raise InputError(
-            f"model.weights: there are no pretrained weights of {name}; give model.weights=<file>, or begin "
-            "from random ones (model.weights=random)"
-        )
+        raise InputError(f"model.weights: there are no pretrained weights of {name}; {OTHER_WEIGHTS}")
     if not Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name).exists():
         _reach(name, lambda: answer_within(ANSWER_S, lambda: urlopen(url, timeout=ANSWER_S)).close(), url)
     return {}
@@ -134,24 +128,22 @@ def _hub_file(repository: str, revision: str | None) -> str:
         if isinstance(cached, str):
             return cached
 
-    def first_available() -> str:
-        for number, file in enumerate(HUB_FILES, 1):
-            url = hf_hub_url(repository, file, revision=revision)
-            try:
-                get_hf_file_metadata(url, timeout=ANSWER_S)
-            except EntryNotFoundError:
-                if number < len(HUB_FILES):
-                    continue
-                raise
-            # A server may describe a file and then not send it
-            first_byte = Request(url, headers=build_hf_headers() | {"Range": "bytes=0-0"})
-            with urlopen(first_byte, timeout=ANSWER_S) as answer:
-                answer.read(1)
-            return file
-        raise FileNotFoundError(repository)  # never reached: the last file's error is raised above
+    def require(file: str) -> str:
+        url = hf_hub_url(repository, file, revision=revision)
+        get_hf_file_metadata(url, timeout=ANSWER_S)
+        # A server may describe a file and then not send it
+        first_byte = Request(url, headers=build_hf_headers() | {"Range": "bytes=0-0"})
+        with urlopen(first_byte, timeout=ANSWER_S) as answer:
+            answer.read(1)
+        return file
 
-    file = answer_within(ANSWER_S, first_available)
-    return hf_hub_download(repository, file, revision=revision)
+    def first_available() -> str:
+        try:
+            return require(HUB_FILES[0])
+        except EntryNotFoundError:
+            return require(HUB_FILES[1])
+
+    return hf_hub_download(repository, answer_within(ANSWER_S, first_available), revision=revision)
 
 
 def _reach(name: str, find: Callable, address: str):
@@ -192,12 +184,12 @@ def read_weights(source: Path) -> dict[str, torch.Tensor]:
             return load_file(file)
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"model.weights: {file} can't be read ({one_line(error, 200)})") from None
-    tensors = read_pickled(file)
-    if isinstance(tensors, dict):
-        for key in ("state_dict", "model"):
-            tensors = tensors[key] if isinstance(tensors.get(key), dict) else tensors
-        tensors = {name.removeprefix("model."): value for name, value in tensors.items() if torch.is_tensor(value)}
-    if not isinstance(tensors, dict) or not tensors:
+    found = read_pickled(file)
+    tensors = found if isinstance(found, dict) else {}
+    for key in ("state_dict", "model"):
+        tensors = tensors[key] if isinstance(tensors.get(key), dict) else tensors
+    tensors = {name.removeprefix("model."): value for name, value in tensors.items() if torch.is_tensor(value)}
+    if not tensors:
         raise InputError(f"model.weights: {file} holds no tensors by name")
     return tensors
 

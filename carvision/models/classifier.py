@@ -1,7 +1,7 @@
 """Classifier: timm backbone -> neck -> pool -> trunk -> one head for each label, and an embedding beside the heads."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, NotRequired, TypedDict, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,14 @@ from carvision.models.parts import (
     NO_NECK,
     Dense,
     Embedding,
-    EmbeddingDescription,
     EmbeddingLayers,
     Layers,
-    LayersDescription,
     Neck,
     Proxies,
     create_neck,
     create_pool,
     described,
-    embedding_from,
     has_channels_last,
-    layers_from,
     leave_out,
     take_feature_map,
 )
@@ -42,26 +38,18 @@ class Head:
     std: float | None = None
 
 
-class HeadDescription(TypedDict):
-    """A Head as plain values."""
-
-    num_outputs: int
-    layers: LayersDescription
-    mean: NotRequired[float | None]
-    std: NotRequired[float | None]
-
-
 class NetworkDescription(TypedDict):
-    """The arguments of a Classifier as plain values: "network" in model.json. See classifier_from."""
+    """The arguments of a Classifier as plain values: "network" in model.json. Heads, trunk, neck and embedding are the
+    fields of Head, Layers, Neck and Embedding."""
 
     backbone: str
-    heads: dict[str, HeadDescription]
+    heads: dict[str, dict[str, Any]]
     size_px: int
     backbone_kwargs: NotRequired[dict[str, Any]]
     pool: NotRequired[str]
-    trunk: LayersDescription
+    trunk: dict[str, Any]
     neck: NotRequired[dict[str, Any]]
-    embedding: NotRequired[EmbeddingDescription]
+    embedding: NotRequired[dict[str, Any]]
 
 
 class Outputs(NamedTuple):
@@ -111,15 +99,15 @@ class Classifier(nn.Module):
         super().__init__()
         self.description: NetworkDescription = {
             "backbone": backbone,
-            "heads": {name: cast(HeadDescription, described(head)) for name, head in heads.items()},
+            "heads": {name: described(head) for name, head in heads.items()},
             "size_px": size_px,
             "backbone_kwargs": backbone_kwargs or {},
             "pool": pool,
-            "trunk": cast(LayersDescription, described(trunk)),
+            "trunk": described(trunk),
             "neck": asdict(neck),
         }
         if embedding != NO_EMBEDDING:  # so that other networks are described as by earlier versions
-            self.description["embedding"] = cast(EmbeddingDescription, described(embedding))
+            self.description["embedding"] = described(embedding)
         self.backbone = create_backbone(backbone, backbone_kwargs, pretrained, size_px)
         num_pooled = self._create_neck_and_pool(neck, pool, size_px)
         self.trunk = Dense(num_pooled, trunk)
@@ -151,10 +139,9 @@ class Classifier(nn.Module):
         super().train(mode)
         for module in self.frozen if hasattr(self, "frozen") else ():
             module.eval()  # frozen batch norm keeps its statistics, frozen dropout stays off
-        if self.freeze_statistics:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        for module in self.backbone.modules() if self.freeze_statistics else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self
 
     def features(self, images: Tensor) -> Tensor:
@@ -164,11 +151,10 @@ class Classifier(nn.Module):
         return self._pooled(self.backbone.forward_features(images))
 
     def _pooled(self, feature_map: Tensor) -> Tensor:
-        if self.neck:
-            if has_channels_last(self.backbone):
-                feature_map = self.neck(feature_map.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            else:
-                feature_map = self.neck(feature_map)
+        if self.neck and has_channels_last(self.backbone):
+            feature_map = self.neck(feature_map.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        elif self.neck:
+            feature_map = self.neck(feature_map)
         return self.backbone.forward_head(feature_map) if self.pool is None else self.pool(feature_map)
 
     def below(self, images: Tensor) -> Tensor:
@@ -205,7 +191,14 @@ class Classifier(nn.Module):
         return logits, penalty
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        trunk, _ = self.trunk(self.features(images))
+        return self._logits_of_pooled(self.features(images))
+
+    def logits_of(self, feature_map: Tensor) -> dict[str, Tensor]:
+        """Return the logits that follow from what backbone.forward_features returned; `forward` cut in two."""
+        return self._logits_of_pooled(self._pooled(feature_map))
+
+    def _logits_of_pooled(self, pooled: Tensor) -> dict[str, Tensor]:
+        trunk, _ = self.trunk(pooled)
         return self._logits(trunk, None)[0]
 
     def embed(self, images: Tensor, layer: str = "auto") -> Tensor:
@@ -270,13 +263,10 @@ def classifier_from(description: NetworkDescription, kind: type[Classifier] = Cl
     kind: the class to create, a subclass without arguments of its own.
     """
     arguments: dict[str, Any] = {**description}
-    arguments["heads"] = {name: _head_from(head) for name, head in description["heads"].items()}
-    arguments["trunk"] = layers_from(description["trunk"])
+    heads, embedding = description["heads"], description.get("embedding", {})
+    arguments["heads"] = {n: replace(Head(**head), layers=Layers(**head["layers"])) for n, head in heads.items()}
+    arguments["trunk"] = Layers(**description["trunk"])
     arguments["neck"] = Neck(**description.get("neck", {}))
-    arguments["embedding"] = embedding_from(description.get("embedding", {}))
+    layers: dict[str, Any] = {key: Layers(**embedding[key]) for key in ("layers", "difference") if key in embedding}
+    arguments["embedding"] = replace(Embedding(**embedding), **layers)
     return kind(**arguments)
-
-
-def _head_from(description: HeadDescription) -> Head:
-    values: dict[str, Any] = {**description, "layers": layers_from(description["layers"])}
-    return Head(**values)

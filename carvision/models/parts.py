@@ -4,7 +4,7 @@ layers, embedding, proxies; and the learned weights of the heads' losses."""
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import torch
 from timm.layers import SelectAdaptivePool2d
@@ -146,15 +146,9 @@ class GeM(nn.Module):
 
 
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "none": nn.Identity,
-}
+    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU,
+    "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "none": nn.Identity,
+}  # fmt: skip
 BATCH_NORMS: dict[bool | str, dict[str, Any]] = {
     True: {},
     "keras": {"eps": 1e-3, "momentum": 0.01},  # PyTorch's momentum is 1 - Keras' 0.99
@@ -205,27 +199,8 @@ class Layers:
 NO_LAYERS = Layers()
 
 
-class LayersDescription(TypedDict, total=False):
-    """Layers as plain values, as in model.json."""
-
-    hidden: Sequence[int]
-    dropout: float | Sequence[float]
-    activation: str
-    batch_norm: bool | str
-    bias: bool
-    l2: float | Sequence[float]
-    activity_l1: float | Sequence[float]
-    activity_l1_reduction: str
-    activation_slope: float
-
-
-def layers_from(description: LayersDescription) -> Layers:
-    """Return the Layers that plain values describe. Raises InputError as Layers does."""
-    return Layers(**cast("dict[str, Any]", description))  # which makes tuples of its lists
-
-
 def described(part) -> dict[str, Any]:
-    """Return a dataclass of layers as plain values.
+    """Return Layers, or a dataclass that holds some, as plain values for model.json.
 
     activity_l1_reduction is omitted where it has its default, so that earlier versions can read the description.
     """
@@ -304,22 +279,6 @@ class Embedding:
 NO_EMBEDDING = Embedding()
 
 
-class EmbeddingDescription(TypedDict, total=False):
-    """An Embedding as plain values, as in model.json."""
-
-    layers: LayersDescription
-    difference: LayersDescription
-    proxies_per_class: int
-    num_classes: int
-
-
-def embedding_from(description: EmbeddingDescription) -> Embedding:
-    """Return the Embedding that plain values describe."""
-    values: dict[str, Any] = {**description}
-    values |= {key: layers_from(values[key]) for key in ("layers", "difference") if key in values}
-    return Embedding(**values)
-
-
 class EmbeddingLayers(nn.Module):
     """(trunk's output (B, T), pooled features (B, P)) -> ((B, D), penalty: a scalar), see Embedding."""
 
@@ -382,7 +341,3 @@ class HeadWeights(nn.Module):
         """
         values = torch.stack([losses[head] for head in self.heads])
         return ((torch.exp(-self.log_variances) * values + self.log_variances / 2) * counts).sum()
-
-    def weights(self) -> dict[str, float]:
-        """Return {head: exp(-s)}."""
-        return dict(zip(self.heads, torch.exp(-self.log_variances.detach()).tolist(), strict=True))

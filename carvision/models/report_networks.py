@@ -82,8 +82,7 @@ default_cfgs = generate_default_cfgs({
     "stanford_small_cnn": _cfg(224, 14),
     "cars196_cnn": _cfg(224, 7),
     "oxford102_benchmark": _cfg(256, 30),
-    "resnet10_slim": {
-        "num_classes": 1000, "input_size": (3, 64, 64), "pool_size": (2, 2), "crop_pct": 1.0,
+    "resnet10_slim": _cfg(64, 2) | {
         "interpolation": "bicubic", "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25),
         "first_conv": "conv1.0", "classifier": "fc",
     },
@@ -160,12 +159,9 @@ def _conv_blocks(in_chans: int, channels: tuple[int, ...], padding: int, slope: 
 
 
 SLIM: dict[str, Any] = {
-    "layers": (1, 1, 1, 1),
-    "channels": (24, 48, 96, 192),
-    "stem_type": "deep_tiered",
-    "stem_width": 16,
+    "layers": (1, 1, 1, 1), "channels": (24, 48, 96, 192), "stem_type": "deep_tiered", "stem_width": 16,
     "avg_down": True,
-}
+}  # fmt: skip
 
 # The same network by timm's own names, for exports that open without carvision: {name: (architecture, arguments)}
 IN_TIMM = {"resnet10_slim": ("resnet18", SLIM)}

@@ -1,10 +1,13 @@
-"""Sheets of photos, laid out in pixels so that nothing overlaps: rows of small photos in frames, with their texts; and
-the grid of predicted and true classes.
+"""Sheets of photos, laid out in pixels so that nothing overlaps: rows of small photos in frames, with their texts; the
+grid of predicted and true classes; and single small photos for a page.
 """
 
+import base64
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +18,7 @@ from carvision.data.decode import SIDEWAYS, to_rgb, upright_turn
 from carvision.data.images import BadImage, check_box, open_image
 from carvision.data.packs.read import PackedPhoto
 from carvision.errors import InputError
-from carvision.reports.plots import DPI, FAINT, TEXT, save_figure
+from carvision.reports.plots import DPI, FAINT, TEXT, font_families, quiet_fonts, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +33,7 @@ BEHIND, UNREADABLE, BOX_COLOUR = "#f4f4f4", "#d0d0d0", "#00d5ff"
 # The grid of predictions
 TILE_PX = (220, 165)  # width, height: 4 : 3, as most photos are
 MAX_COLUMNS = 6
+JPEG_QUALITY = 78  # of photos in a page
 
 
 class Tile(NamedTuple):
@@ -211,8 +215,9 @@ def width_px(line: str, size: float, weight: str = "normal") -> int:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(size=size, weight=weight)
-    points, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
+    font = FontProperties(family=font_families(line), size=size, weight=weight)
+    with nullcontext() if line.isascii() else quiet_fonts():
+        points, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
     return math.ceil(points * DPI / 72)
 
 
@@ -287,3 +292,29 @@ def _lines(captions: list[Caption]) -> list[tuple[str, str]]:
         texts = [whole] if fits else [*wrap_label(true, " /", room), *predicted]
         lines += [(line, WRONG) for line in texts]
     return lines
+
+
+def data_uri(image: Image.Image, quality: int = JPEG_QUALITY) -> str:
+    """Return an image as a JPEG in a data URI."""
+    out = io.BytesIO()
+    image.convert("RGB").save(out, "JPEG", quality=quality, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def small_photo(
+    photo: str | Path | PackedPhoto, size_px: int, box: Sequence[float] | np.ndarray | None = None
+) -> Image.Image | None:
+    """Return a photo, or its part inside a box, scaled to at most size_px on each side; None if it can't be read."""
+    crop = None if box is None or np.isnan(box).any() else np.asarray(box, np.float32)
+    try:
+        return read_small(photo, (size_px, size_px), crop)[0]
+    except BadImage:
+        return None
+
+
+def thumbnail(
+    photo: str | Path | PackedPhoto, size_px: int, box: np.ndarray | None = None, quality: int = JPEG_QUALITY
+) -> str:
+    """Return a photo as a data URI, "" if it can't be read. The arguments are small_photo's."""
+    image = small_photo(photo, size_px, box)
+    return "" if image is None else data_uri(image, quality)

@@ -5,8 +5,13 @@ matplotlib when they draw, so that a command which draws at its end starts witho
 pyplot, which would keep global state.
 """
 
+import functools
+import logging
 import textwrap
-from collections.abc import Sequence
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +24,8 @@ from carvision.files.folders import PROGRAM
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
 
 SPLIT_COLOURS = {"train": "#4477aa", "val": "#ddaa33", "test": "#bb5566", "no split": "#bbbbbb"}  # colour-blind safe
 # Colours of runs, heads or methods: distinguishable with any colour vision, neighbours also by lightness and marker
@@ -33,7 +40,12 @@ GRID = "#e4e4e4"
 DPI = 110
 LETTERS_PER_INCH = 9  # in a title
 DASHES = (0, (4, 3))
+MATHS = ("cmb", "cmex", "cmm", "cmr", "cms", "cmt", "STIXNonUnicode", "STIXSize")  # matplotlib's own, for formulas
+PLAIN = {"Sans", "Gothic", "Hei"}  # in the names of families without serifs
+REGIONS = ("HK", "KR", "SC", "TC")  # of a family for East Asia, beside JP
+EAST_ASIAN = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "FULLWIDTH", "HALFWIDTH", "IDEOGRAPHIC")
 MAX_MARKED = 30  # points of a line up to which each has a marker
+_named_packages: set[str] = set()  # that were asked for in this process
 # Panels of metrics.png, one column each. The second metric, dashed, is computed as in Keras
 OTHERS = {
     "top-3 accuracy": ("top3",), "top-5 accuracy": ("top5",), "precision": ("precision", "precision_at50"),
@@ -139,15 +151,147 @@ def draw_histogram(
 
 def set_title(figure: "Figure", title: str) -> None:
     """Set the title at the top left, wrapped. Names from data sets are shown literally: a "$" starts no formula."""
-    lines = textwrap.fill(title, max(20, int(LETTERS_PER_INCH * figure.get_figwidth())))
+    letters = LETTERS_PER_INCH * figure.get_figwidth() * len(title) / max(1, num_letters(title))
+    lines = textwrap.fill(title, max(10, int(letters)))
     figure.suptitle(lines, x=0.01, ha="left", color=TEXT, size=12, weight="bold", parse_math=False)
 
 
+def num_letters(text: str) -> int:
+    """Return how many Latin letters are about as wide as the text: those of East Asia take twice the width."""
+    return len(text) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+
+
 def save_figure(figure: "Figure", file: Path) -> None:
-    """Write a PNG atomically: an existing file is replaced only when the new one is complete."""
+    """Write a PNG atomically: an existing file is replaced only when the new one is complete.
+
+    Texts get the fonts that have their letters, see font_families.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(file) as partial:
+    choose_fonts(figure)
+    with atomic_file(file) as partial, quiet_fonts():
         figure.savefig(partial, format="png", metadata={"Software": PROGRAM})
+
+
+def choose_fonts(figure: "Figure") -> None:
+    """Give each text of the figure the fonts that have its letters."""
+    from matplotlib.text import Text
+
+    for axes in figure.axes:
+        axes.get_xticklabels(), axes.get_yticklabels()  # which makes their texts
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        families = font_families(text.get_text())
+        if len(families) > 1:
+            text.set_fontfamily(families)
+
+
+def font_families(text: str) -> list[str]:
+    """Return font families for a text: matplotlib's, then the installed ones that have letters which it lacks.
+
+    matplotlib looks for each letter in them in turn. A letter that none of them has is drawn as a box; a line of the
+    log says which fonts to install.
+    """
+    from matplotlib.font_manager import FontProperties
+
+    lacking = sorted(
+        letter for letter in set(text) if letter > "\x7e" and _needs_glyph(letter) and not _is_ours(letter)
+    )
+    found = {letter: _installed_family(letter) for letter in lacking}
+    absent = [letter for letter, family in found.items() if family is None]
+    for package in {_package_of(letter) for letter in absent}:
+        _warn_of_boxes(package, " ".join(letter for letter in absent[:5] if _package_of(letter) == package))
+    return [*FontProperties().get_family(), *dict.fromkeys(family for family in found.values() if family)]
+
+
+@contextmanager
+def quiet_fonts() -> Iterator[None]:
+    """Hide what matplotlib prints of each letter that no font has, for which font_families has logged one line, and of
+    each family without a bold font."""
+    fonts_log = logging.getLogger("matplotlib.font_manager")
+    level = fonts_log.level
+    fonts_log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+            yield
+    finally:
+        fonts_log.setLevel(level)
+
+
+def _needs_glyph(letter: str) -> bool:
+    """Return whether a font should have the letter: not for spaces, control codes and variation selectors."""
+    return letter.isprintable() and not letter.isspace() and not 0xFE00 <= ord(letter) <= 0xFE0F
+
+
+@functools.cache
+def _is_ours(letter: str) -> bool:
+    """Return whether matplotlib's default font has the letter."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    return bool(get_font(findfont(FontProperties())).get_char_index(ord(letter)))
+
+
+@functools.cache
+def _installed_family(letter: str) -> str | None:
+    """Return an installed family that has the letter; one without serifs, if there is one."""
+    return next((family for family, codes in _installed_fonts() if ord(letter) in codes), None)
+
+
+@functools.cache
+def _installed_fonts() -> list[tuple[str, np.ndarray]]:
+    """Return the installed families with the letters that matplotlib's default font lacks, as code points.
+
+    Also those installed after matplotlib wrote its list of fonts. Takes a second with hundreds of fonts, and happens
+    only where letters are lacking.
+    """
+    from matplotlib.font_manager import FontProperties, findfont, findSystemFonts, fontManager, get_font
+
+    listed = {str(entry.fname) for entry in fontManager.ttflist}
+    for file in findSystemFonts():
+        if file not in listed:
+            try:
+                fontManager.addfont(file)
+            except Exception as error:  # a damaged font, or one of pictures, as colour emoji are
+                log.debug("%s can't be used: %s", file, error)
+    families = {entry.name for entry in fontManager.ttflist if "last resort" not in entry.name.lower()}
+    families = {name for name in families if not name.startswith(MATHS)}
+    ours = get_font(findfont(FontProperties())).get_charmap()
+    fonts = []
+    for family in sorted(families, key=_rank):
+        try:
+            with quiet_fonts():
+                file = findfont(FontProperties(family=[family]), fallback_to_default=False)
+            letters = get_font(file).get_charmap()
+        except (ValueError, RuntimeError, OSError) as error:  # listed, and no longer there
+            log.debug("%s can't be used: %s", family, error)
+            continue
+        fonts.append((family, np.array(sorted(letters.keys() - ours.keys()), np.int32)))  # a set takes 20 times as much
+    return fonts
+
+
+def _rank(family: str) -> tuple:
+    """Return where a family stands in the order of preference: the plain ones first; of those for Chinese, Japanese and
+    Korean, which have the same letters, the one that is the usual default."""
+    words = family.split()
+    return not PLAIN.intersection(words), words[-1] in REGIONS, len(family), family
+
+
+def _package_of(letter: str) -> str:
+    """Return the package of fonts, as Debian and Ubuntu name it, that has such letters."""
+    name = unicodedata.name(letter, "")
+    if name.startswith(EAST_ASIAN):
+        return "fonts-noto-cjk"
+    return "fonts-symbola" if unicodedata.category(letter) == "So" else "fonts-noto-core"
+
+
+def _warn_of_boxes(package: str, letters: str) -> None:
+    """Log which package of fonts to install, once for each."""
+    if package not in _named_packages:
+        _named_packages.add(package)
+        log.warning(
+            "pictures: no installed font has the letters %s, and a box is drawn for each; install %s (by its name in "
+            "Debian and Ubuntu) or any font that has them", letters, package,
+        )  # fmt: skip
 
 
 def finish(figure: "Figure", title: str, file: Path) -> None:
@@ -160,13 +304,15 @@ def finish(figure: "Figure", title: str, file: Path) -> None:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     if handles:
-        columns = max(1, min(len(handles), int(figure.get_figwidth() * 13 / (max(map(len, handles)) + 7))))
+        columns = max(1, min(len(handles), int(figure.get_figwidth() * 13 / (max(map(num_letters, handles)) + 7))))
         looks: dict[str, Any] = {"loc": "outside lower left", "ncols": columns, "frameon": False, "fontsize": 9}
         for text in figure.legend(list(handles.values()), list(handles), **looks).get_texts():
             text.set(parse_math=False, color=TEXT)
         figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
     set_title(figure, title)
-    _hide_overlaps(figure)
+    choose_fonts(figure)  # before the texts are measured
+    with quiet_fonts():
+        _hide_overlaps(figure)
     save_figure(figure, file)
 
 

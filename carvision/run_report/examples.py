@@ -8,18 +8,18 @@ from typing import cast
 
 import numpy as np
 import pandas as pd
-import torch
 
 from carvision.data.table import UNKNOWN, Table
-from carvision.embedding.embed import Embedder
+from carvision.embedding.embed import Embedder, Source
+from carvision.embedding.store import Embeddings
+from carvision.evaluation.predict import boxes_of
 from carvision.explanation.cam import class_activation_maps
 from carvision.explanation.overlay import overlay
-from carvision.inference.predictor import Item, predict_items
-from carvision.metrics.exact_search import nearest
+from carvision.metrics.neighbours import nearest
 from carvision.models.classifier import Classifier
+from carvision.reports.photos import data_uri, small_photo, thumbnail
 from carvision.run_report.gather import Judged, RunResults
 from carvision.run_report.label_errors import find_label_errors
-from carvision.run_report.photos import data_uri, small_photo, thumbnail
 
 NUM_MISTAKES, NUM_RIGHT, NUM_NEIGHBOURS, NUM_LABEL_ERRORS = 24, 8, 3, 24
 MAX_GALLERY = 2000  # training photos among which the nearest ones are searched
@@ -45,16 +45,6 @@ class Example:
     neighbours: list[tuple[str, str]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Training photos with their embeddings, float32 (N, D) of unit length. num_all: training photos there are."""
-
-    table: Table
-    boxes: np.ndarray | None
-    embeddings: np.ndarray
-    num_all: int
-
-
 def surest(results: RunResults, head: str, right: bool, most: int) -> list[int]:
     """Return the rows of the photos with the highest probability among the mistakes, or among the right answers."""
     part, predictions = results.heads[head], results.judged[results.split].predictions
@@ -67,11 +57,11 @@ def surest(results: RunResults, head: str, right: bool, most: int) -> list[int]:
     return known[order[:most]].tolist()
 
 
-def examples_of(results: RunResults, head: str, rows: Sequence[int], gallery: Gallery | None) -> list[Example]:
+def examples_of(results: RunResults, head: str, rows: Sequence[int], gallery: Embeddings | None) -> list[Example]:
     """Return the photos of these rows, with heat maps of the predicted class and the nearest training photos."""
     judged, part = results.judged[results.split], results.heads[head]
     predictions, names = judged.predictions, results.labels[head]["names"]
-    boxes = results.boxes_of(judged.table)
+    boxes = boxes_of(judged.table, results.chosen.data)
     probs = predictions.probs(head)
     found = []
     for row in rows:
@@ -83,7 +73,7 @@ def examples_of(results: RunResults, head: str, rows: Sequence[int], gallery: Ga
         )
     _add_heat_maps(results, judged, head, rows, found, boxes)
     if gallery is not None and rows:
-        _add_neighbours(results, judged, head, rows, found, gallery)
+        _add_neighbours(results, judged.table, head, rows, found, gallery)
     return found
 
 
@@ -103,53 +93,39 @@ def _add_heat_maps(
         example.note = made.note
 
 
-def embed_gallery(results: RunResults) -> Gallery | None:
+def embed_training_photos(results: RunResults) -> Embeddings | None:
     """Embed training photos, at most MAX_GALLERY, evenly of all classes; None without any."""
-    train = results.train
-    head = results.main_head
-    if not len(train) or head is None or head not in train.labels:
+    train, head = results.train, results.main_head
+    if head is None or head not in train.labels:
         return None
-    order = np.random.default_rng(0).permutation(len(train))
-    rank = pd.Series(order).groupby(train.rows[head].to_numpy()[order]).cumcount().to_numpy()
-    chosen = np.sort(order[np.argsort(rank, kind="stable")[:MAX_GALLERY]])
-    mask = np.zeros(len(train), bool)
-    mask[chosen] = True
-    table = train.select(mask & (train.rows[head].to_numpy() != UNKNOWN))
-    embeddings, usable = _embed(results, table)
-    table = table.select(usable)
-    return Gallery(table, results.boxes_of(table), embeddings[usable], len(train)) if len(table) else None
+    order = np.random.default_rng(0).permutation(np.flatnonzero(train.rows[head] != UNKNOWN))
+    rank = train.rows[head].iloc[order].groupby(train.rows[head].iloc[order]).cumcount().to_numpy()
+    chosen = np.zeros(len(train), bool)
+    chosen[order[np.argsort(rank, kind="stable")[:MAX_GALLERY]]] = True
+    return _embed(results, train.select(chosen)) if chosen.any() else None
 
 
-def _embed(results: RunResults, table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Return the embeddings, float32 (N, D), and whether each photo could be read, bool (N,)."""
+def _embed(results: RunResults, table: Table) -> Embeddings:
     embedder = Embedder(cast(Classifier, results.model), results.preprocessing)
-    boxes = results.boxes_of(table)
-    items: list[Item] = [(table.photo(i), None if boxes is None else boxes[i]) for i in range(len(table))]
-    data = results.chosen.data
-    batches = list(predict_items(embedder, items, results.device, data["batch_size"], data["num_workers"]))
-    usable = np.array([reason is None for batch in batches for reason in batch.reasons], bool)
-    return torch.cat([batch.logits["embeddings"] for batch in batches]).numpy(), usable
+    return Source(embedder, results.chosen, results.device, results.folder, {}).embed(table)
 
 
 def _add_neighbours(
-    results: RunResults, judged: Judged, head: str, rows: Sequence[int], found: list[Example], gallery: Gallery
+    results: RunResults, table: Table, head: str, rows: Sequence[int], found: list[Example], gallery: Embeddings
 ) -> None:
-    mask = np.zeros(len(judged.table), bool)
-    mask[list(rows)] = True
-    embeddings, usable = _embed(results, judged.table.select(mask))
-    position = {row: i for i, row in enumerate(sorted(rows))}
-    k = min(NUM_NEIGHBOURS, len(gallery.embeddings))
-    _, near = nearest(embeddings, gallery.embeddings, k)
-    codes, label = gallery.table.rows[head].to_numpy(), gallery.table.class_labels[head]
-    for row, example in zip(rows, found, strict=True):
-        if usable[position[row]]:
-            example.neighbours = [
-                (
-                    thumbnail(gallery.table.photo(i), SMALL_PX, None if gallery.boxes is None else gallery.boxes[i]),
-                    label.names[codes[i]],
-                )
-                for i in near[position[row]]
-            ]
+    """Add the nearest training photos to the examples, which are these rows of the table."""
+    chosen = np.zeros(len(table), bool)
+    chosen[list(rows)] = True
+    own = _embed(results, table.select(chosen))
+    _, near = nearest(own.values, gallery.values, min(NUM_NEIGHBOURS, len(gallery.values)))
+    near_of = dict(zip(own.table.rows["path"], near, strict=True))
+    codes, names = gallery.table.rows[head].to_numpy(), gallery.table.class_labels[head].names
+    boxes = boxes_of(gallery.table, results.chosen.data)
+    for example in found:
+        example.neighbours = [
+            (thumbnail(gallery.table.photo(i), SMALL_PX, None if boxes is None else boxes[i]), names[codes[i]])
+            for i in near_of.get(example.path, ())
+        ]
 
 
 def class_samples(results: RunResults, head: str, size_px: int, quality: int) -> list[str]:
@@ -159,7 +135,7 @@ def class_samples(results: RunResults, head: str, size_px: int, quality: int) ->
     samples = [""] * len(ids)
     if head not in train.class_labels:
         return samples
-    boxes, own_ids = results.boxes_of(train), train.class_labels[head].ids
+    boxes, own_ids = boxes_of(train, results.chosen.data), train.class_labels[head].ids
     codes = train.rows[head].to_numpy()
     first = {own_ids[code]: row for row, code in reversed(list(enumerate(codes))) if code != UNKNOWN}
     for code, identity in enumerate(ids):
@@ -172,7 +148,8 @@ def class_samples(results: RunResults, head: str, size_px: int, quality: int) ->
 def wrong_labels(results: RunResults, head: str) -> pd.DataFrame:
     """Return the validation and test photos whose label is probably wrong, most likely first.
 
-    Columns: split, path, given, suggested (names), score (0..1, of the given label; low is suspicious), row.
+    Columns: split, path, given, suggested (names), score (0..1: how much more probable the suggested class
+    is than the given one), row.
     """
     frames = []
     for split, judged in results.judged.items():
@@ -184,7 +161,8 @@ def wrong_labels(results: RunResults, head: str) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame(columns=["split", "path", "given", "suggested", "score", "row"])
     names = np.array(results.labels[head]["names"], dtype=object)
-    found = pd.concat(frames).sort_values("score", kind="stable", ignore_index=True)
+    found = pd.concat(frames)
+    found = found[found["score"] > 0].sort_values("score", ascending=False, kind="stable", ignore_index=True)
     paths = [
         results.judged[split].predictions.paths[row] for split, row in zip(found["split"], found["row"], strict=True)
     ]

@@ -3,15 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from carvision.data.images import Preprocessing
 from carvision.data.table import LabelDescription, Table
 from carvision.evaluation.bootstrap import Measured, measure
 from carvision.evaluation.calibration import choose_temperature
-from carvision.evaluation.metrics import evaluation_loss, head_weights_of, photo_losses
+from carvision.evaluation.metrics import HeadResult, evaluation_loss, head_results, head_weights_of, photo_losses
 from carvision.evaluation.predict import Predictions, predict_table
-from carvision.evaluation.report import HeadResult, head_results
 from carvision.evaluation.run import judged_photos
 from carvision.evaluation.select import DataChoice, compose_data, read_photos
 from carvision.inference import model_file
@@ -69,12 +66,6 @@ class RunResults:
     def main_head(self) -> str | None:
         """The head with most classes, by which the page judges the model; None if all heads are numbers."""
         return max(self.heads, key=lambda head: len(self.labels[head]["ids"]), default=None)
-
-    def boxes_of(self, table: Table) -> np.ndarray | None:
-        """Return the boxes that the network's photos are cropped to, float32 (N, 4), or None for whole photos."""
-        if not (self.chosen.data["crop_to_box"] and table.has_boxes):
-            return None
-        return table.rows[["left", "top", "right", "bottom"]].to_numpy(np.float32, copy=True)
 
 
 def gather(run: Path, overrides: list[str], device: str = "auto") -> RunResults:

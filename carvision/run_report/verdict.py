@@ -2,13 +2,11 @@
 
 import numpy as np
 
-from carvision.evaluation.calibration import accuracy_by_coverage
 from carvision.reports.tables import percent
 from carvision.run_report.gather import RunResults
 
 WANTED = 0.95  # accuracy of the answers that are worth believing, at least
 MIN_ANSWERS = 20  # validation photos by which a threshold is chosen, at least
-STEPS = 101  # of the slider
 
 
 def verdict(results: RunResults) -> list[str]:
@@ -20,14 +18,12 @@ def verdict(results: RunResults) -> list[str]:
     part = results.heads[head]
     name = f"{head}/top1"
     low, high = intervals.get(name, (np.nan, np.nan))
-    several = f"The {head} is right" if len(results.labels) > 1 else "Right"
-    sentences = [
-        f"{several} in {percent(values[name])} % [{percent(low)}, {percent(high)}] of {len(part.right):,} {what}."
-    ]
-    others = [other for other in results.heads if other != head]
-    sentences += [f"The {other} is right in {percent(values[f'{other}/top1'])} %." for other in others]
+    several = f"Its {head} is right" if len(results.labels) > 1 else "Right"
+    sentence = f"{several} in {share(values[name])} [{percent(low)}, {percent(high)}] of {len(part.right):,} {what}"
+    others = [f"its {other} in {share(values[f'{other}/top1'])}" for other in results.heads if other != head]
     if "joint/top1" in values and len(results.heads) > 1:
-        sentences.append(f"All labels are right in {percent(values['joint/top1'])} %.")
+        others.append(f"all of them together in {share(values['joint/top1'])}")
+    sentences = [", ".join([sentence, *others]) + "."]
     sentences.append(_belief(results, head))
     if results.split == "val":
         sentences.append(
@@ -48,8 +44,8 @@ def _belief(results: RunResults, head: str) -> str:
     if not accepted.any():
         return f"Believe it above {threshold:.2f}, which no photo here reaches."
     return (
-        f"Believe it above {threshold:.2f}: so sure it is of {percent(accepted.mean(), 0)} % of the photos, and of "
-        f"these it is right in {percent(part.right[accepted].mean())} %."
+        f"Believe it above a probability of {threshold:.2f}: it is so sure of {share(accepted.mean(), 0)} of them, "
+        f"and right in {share(part.right[accepted].mean())} of these."
     )
 
 
@@ -62,10 +58,11 @@ def threshold_of(results: RunResults, head: str) -> float | None:
     if not len(right):
         return None
     wanted = max(WANTED, 1 - (1 - right.mean()) / 2)
-    accuracy, thresholds = accuracy_by_coverage(confidence, right)
+    order = np.argsort(-confidence, kind="stable")
+    thresholds, counts = confidence[order], np.arange(1, len(right) + 1)
     last_of_ties = np.append(thresholds[1:] != thresholds[:-1], True)
-    enough = np.flatnonzero((accuracy >= wanted) & last_of_ties & (np.arange(1, len(right) + 1) >= MIN_ANSWERS))
-    return float(thresholds[enough[-1]]) if len(enough) else None
+    enough = (np.cumsum(right[order]) / counts >= wanted) & last_of_ties & (counts >= MIN_ANSWERS)
+    return float(thresholds[enough].min()) if enough.any() else None
 
 
 def _confidence_and_right(results: RunResults, head: str, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -79,14 +76,9 @@ def _confidence_and_right(results: RunResults, head: str, split: str) -> tuple[n
     return confidence.numpy(), (likeliest == predictions.targets[head][known]).numpy()
 
 
-def slider_steps(confidence: np.ndarray, right: np.ndarray) -> list[list[float | None]]:
-    """Return [accuracy or None, share of photos] for answers with a probability of at least 0.00, 0.01, ..., 1.00."""
-    steps: list[list[float | None]] = []
-    for threshold in np.linspace(0, 1, STEPS):
-        accepted = confidence >= threshold
-        accuracy = float(right[accepted].mean()) if accepted.any() else None
-        steps.append([accuracy, float(accepted.mean())])
-    return steps
+def share(value: float, digits: int = 1) -> str:
+    """Return a value 0..1 in %, with a space at which no line breaks."""
+    return f"{percent(value, digits)}\N{NO-BREAK SPACE}%"
 
 
 def _number_sentences(results: RunResults, what: str) -> list[str]:

@@ -4,16 +4,15 @@ import logging
 from pathlib import Path
 
 import pandas as pd
-from markupsafe import Markup
 
-from carvision.evaluation.calibration import reliability
-from carvision.evaluation.metrics import class_table
+from carvision.embedding.store import Embeddings
+from carvision.errors import one_line
+from carvision.evaluation.page.write import head_values
+from carvision.evaluation.predict import boxes_of
 from carvision.evaluation.report import calibration_tables, metric_tables
 from carvision.files.atomic import write_csv
-from carvision.reports.charts import Axis, Line, line_chart
 from carvision.reports.page import write_template
-from carvision.reports.tables import percent
-from carvision.run_report.confusion import confusion_data
+from carvision.reports.photos import thumbnail
 from carvision.run_report.examples import (
     MAX_GALLERY,
     NUM_LABEL_ERRORS,
@@ -21,19 +20,19 @@ from carvision.run_report.examples import (
     NUM_RIGHT,
     PHOTO_PX,
     class_samples,
-    embed_gallery,
+    embed_training_photos,
     examples_of,
     surest,
     wrong_labels,
 )
 from carvision.run_report.facts import curves, data_sheet, run_facts, run_warnings
 from carvision.run_report.gather import RunResults, gather
-from carvision.run_report.photos import thumbnail
-from carvision.run_report.verdict import slider_steps, threshold_of, verdict
+from carvision.run_report.verdict import threshold_of, verdict
 
 log = logging.getLogger(__name__)
 
 REPORT, LABEL_ERRORS = "report.html", "label_errors_{}.csv"
+STRONG = 0.9  # accuracy from which on a suspicious label is more often wrong than the model
 SAMPLES_BYTES = 2_500_000  # of the photos of all classes, at most
 
 
@@ -46,7 +45,7 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
     """
     results = gather(run, overrides, device)
     main = results.main_head
-    gallery = embed_gallery(results)
+    gallery = embed_training_photos(results)
     heads = [_head_values(results, head) for head in results.heads]
     mistakes, right, suspicious = [], [], pd.DataFrame()
     if main is not None:
@@ -58,6 +57,7 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
             write_csv(file, suspicious.drop(columns="row"))
         else:
             file.unlink(missing_ok=True)
+    accuracy = float(results.heads[main].right.mean()) if main else 1.0
     tables, notes = data_sheet(results)
     judged = results.judged[results.split]
     file = results.folder / REPORT
@@ -77,11 +77,12 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
         heads=heads,
         main=main,
         mistakes=mistakes,
-        num_mistakes=results.heads[main].mistakes if main else 0,
+        num_mistakes=int((~results.heads[main].right).sum()) if main else 0,
         right=right,
-        gallery_note=_gallery_note(gallery),
+        gallery_note=_gallery_note(gallery, len(results.train)),
         suspicious=_suspicious_rows(results, suspicious),
         num_suspicious=len(suspicious),
+        weak=accuracy if accuracy < STRONG else None,
         label_file=LABEL_ERRORS.format(main),
         sheet=tables,
         sheet_notes=notes,
@@ -91,67 +92,43 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
     return file
 
 
+def write_reports(folder: Path) -> None:
+    """Write the page of a finished run, or of each of its folds or seeds, at the end of training.
+
+    A page that can't be written is a warning: the run itself is whole.
+    """
+    for part in [folder, *sorted(folder.glob("fold_*")), *sorted(folder.glob("seed_*"))]:
+        if (part / "model.json").exists():
+            try:
+                write_report(part, [])
+            except Exception as error:  # whatever it is, training has ended well
+                log.warning("%s can't be written: %s", part / REPORT, one_line(error))
+
+
 def _head_values(results: RunResults, head: str) -> dict:
-    """Return what the template shows of a head: classes, confusions, how far its probabilities can be believed."""
-    part, predictions = results.heads[head], results.judged[results.split].predictions
-    table = class_table(predictions, head, results.labels, part.predicted)
+    """Return what the template shows of a head: evaluation.page's values, with a photo of each class."""
+    values = head_values(results.judged[results.split].predictions, results.labels, head, results.heads[head])
     ids = results.labels[head]["ids"]
     budget = SAMPLES_BYTES / len(results.heads) / len(ids)
     size_px, quality = (64, 70) if budget > 2400 else (40, 60) if budget > 1200 else (28, 50)
     samples = class_samples(results, head, size_px, quality) if budget > 700 else [""] * len(ids)
     of_id = dict(zip(ids, samples, strict=True))
-    known = predictions.known(head)
-    bins = reliability(predictions.probs(head)[known], predictions.targets[head][known])
-    return {
-        "head": head,
-        "classes": [
-            {**row, "sample": of_id[row["id"]], "wrong": row["photos"] - row["right"]}
-            for row in table.to_dict("records")
-        ],
-        "has_parent": bool((table["parent"] != "").any()),
-        "sample_px": size_px,
-        "note": part.note,
-        "confusion": confusion_data(results, head),
-        "steps": slider_steps(part.confidence, part.right),
-        "threshold": threshold_of(results, head),
-        "photos": len(part.right),
-        "reliability": _reliability_chart(bins, head),
-    }
+    classes = [{**row, "sample": of_id[row["id"]]} for row in values["classes"]]
+    return {**values, "classes": classes, "sample_px": size_px, "threshold": threshold_of(results, head)}
 
 
-def _reliability_chart(bins: pd.DataFrame, head: str) -> Markup:
-    filled = bins[bins["photos"] > 0]
-    texts = [
-        f"{row['photos']:,} photos: mean probability {percent(row['confidence'])} %, right {percent(row['accuracy'])} %"
-        for row in filled.to_dict("records")
-    ]
-    lines = [
-        Line("as sure as right", [0, 1], [0, 1], 5, dashed=True),
-        Line(
-            "these photos, in bins of probability",
-            filled["confidence"].tolist(),
-            filled["accuracy"].tolist(),
-            0,
-            texts=texts,
-        ),
-    ]
-    x = Axis("probability of the predicted class, %", percent=True, limits=(0, 1))
-    return line_chart(lines, x, Axis("accuracy, %", percent=True, limits=(0, 1)), f"Probability and accuracy of {head}")
-
-
-def _gallery_note(gallery) -> str:
+def _gallery_note(gallery: Embeddings | None, num_train: int) -> str:
     if gallery is None:
         return ""
-    count = len(gallery.table)
-    of_all = f" (of {gallery.num_all:,})" if gallery.num_all > MAX_GALLERY else ""
-    return f"Below: the nearest of {count:,} training photos{of_all}."
+    of_all = f" of the {num_train:,}" if num_train > MAX_GALLERY else ""
+    return f"Below: the nearest of {len(gallery.table):,}{of_all} training photos."
 
 
 def _suspicious_rows(results: RunResults, suspicious: pd.DataFrame) -> list[dict]:
     rows = []
     for row in suspicious.head(NUM_LABEL_ERRORS).to_dict("records"):
         judged = results.judged[row["split"]]
-        boxes = results.boxes_of(judged.table)
+        boxes = boxes_of(judged.table, results.chosen.data)
         box = None if boxes is None else boxes[row["row"]]
         rows.append({**row, "photo": thumbnail(judged.predictions.photo(row["row"]), PHOTO_PX, box)})
     return rows

@@ -5,6 +5,7 @@ import copy
 import gc
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytorch_lightning as pl
 import torch
@@ -21,18 +22,17 @@ MEMORY_FRACTION = 0.9  # of the free memory; the rest is for fragmentation, vali
 
 
 class FindBatchSize(pl.Callback):
-    """Replace the datamodule's batch size "auto" before the first phase; all processes take the smallest. Refuse a size
-    with which the network can't be trained.
-
-    store: called with the size, in the first process only.
-    """
+    """Replace the datamodule's batch size "auto" before the first phase; all processes take the smallest one found.
+    Refuse a size with which the network can't be trained. store: called with the size, in the first process only."""
 
     def __init__(self, store: Callable[[int], None]):
         self.store = store
 
     def setup(self, trainer: pl.Trainer, module: LitClassifier, stage: str) -> None:
         data = datamodule_of(trainer)
-        if stage == "fit" and data.batch_size == "auto":
+        if stage != "fit":
+            return
+        if data.batch_size == "auto":
             device = trainer.strategy.root_device
             limit = max(1, round(len(data.datasets["train"].paths) * data.epoch_fraction) // trainer.world_size)
             require_batch_norm_size(module, limit)
@@ -48,8 +48,7 @@ class FindBatchSize(pl.Callback):
             data.batch_size = number
             if trainer.is_global_zero:
                 self.store(number)
-        if stage == "fit":
-            require_batch_norm_size(module, data.train_batch_size)
+        require_batch_norm_size(module, data.train_batch_size)
 
 
 def require_gpu(trainer: dict) -> None:
@@ -74,19 +73,10 @@ def with_batch_size(cfg: dict, number: int) -> dict:
     return {**cfg, "data": {**cfg["data"], "batch_size": number}}
 
 
-def with_found_batch_size(cfg: dict, earlier: dict) -> dict:
-    """Return cfg with "auto" replaced by the batch size that an earlier start of the run found, if any.
-
-    earlier: its configuration.
-    """
-    return with_batch_size(cfg, earlier["data"]["batch_size"]) if cfg["data"]["batch_size"] == "auto" else cfg
-
-
 def require_batch_norm_size(lit: LitClassifier, size: int) -> None:
     """Raise InputError if batches of a single photo would train a batch norm in any phase: the variance of one value is
     0."""
-    names = [] if size > 1 else trained_batch_norms(lit)
-    if names:
+    if size == 1 and (names := trained_batch_norms(lit)):
         raise InputError(
             f"data.batch_size: batches of one photo can't train batch norm ({names[0]} and {len(names) - 1} more); "
             "give 2 or more and as many training photos to each process, or do without: model.freeze_statistics=true "
@@ -124,14 +114,18 @@ def find_batch_size(lit: LitClassifier, precision, device: torch.device, photo: 
 
 
 def fits_in_memory(lit: LitClassifier, precision, photo: Batch, size: int) -> bool:
-    """Return whether training steps on `size` photos run without running out of memory: two of each phase, as only the
-    second holds the optimizer's state beside the gradients."""
+    """Return whether two training steps of each phase fit in memory: only the second holds the optimizer's state beside
+    the gradients."""
     fits = True
     try:
         batch = precision.convert_input(repeat(photo, size, lit.device))
         for number in range(len(lit.phases)):
             lit.start_phase(number)
-            take_two_steps(lit, precision, batch)
+            lit.zero_grad()
+            optimizer = lit.create_phase_optimizer()
+            for _ in range(2):
+                # pyrefly: ignore[no-matching-overload] - torch says float, and means a tensor, too
+                optimizer.step(partial(compute_gradients, lit, optimizer, precision, batch))
     except RuntimeError as error:
         # Libraries below torch have messages of their own; some kernels take no more than 2 ** 31 elements
         messages = ("out of memory", "ALLOC_FAILED", "canUse32BitIndexMath")
@@ -142,20 +136,13 @@ def fits_in_memory(lit: LitClassifier, precision, photo: Batch, size: int) -> bo
     return fits
 
 
-def take_two_steps(lit: LitClassifier, precision, batch: Batch) -> None:
-    """Train the current phase for two steps, with an optimizer of its own."""
-    lit.zero_grad()
-    optimizer = lit.create_phase_optimizer()
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        with precision.train_step_context():
-            loss = lit.training_step(batch, 0)
-        loss.backward()
-        return loss
-
-    for _ in range(2):
-        optimizer.step(closure)  # pyrefly: ignore[no-matching-overload] - torch says float, and means a tensor, too
+def compute_gradients(lit: LitClassifier, optimizer: torch.optim.Optimizer, precision, batch: Batch) -> torch.Tensor:
+    """Return the loss of the batch, with new gradients."""
+    optimizer.zero_grad()
+    with precision.train_step_context():
+        loss = lit.training_step(batch, 0)
+    loss.backward()
+    return loss
 
 
 def repeat(batch, size: int, device: torch.device):

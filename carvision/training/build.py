@@ -34,8 +34,7 @@ BOX_LABELS = {"viewpoint"}  # CompCars stores these labels in its box files
 
 
 def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
-    """Build the datamodule, already set up: the table is read, without annotations that this configuration doesn't
-    need.
+    """Build the datamodule, already set up: the table is read, without annotations that cfg doesn't need.
 
     fold: the fold that is the validation split; None without k-fold.
     """
@@ -56,17 +55,13 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
         table = without_unseen_classes(table)
     if data["crop_to_box"] and not table.has_boxes:
         raise InputError(f"data.crop_to_box: {table.name} under {table.root} comes without boxes")
+    keys = ("batch_size", "num_workers", "sampler", "epoch_fraction", "on_bad_image", "photos_per_class")
     return PhotoDataModule(
         table,
         create_dataset,
-        batch_size=data["batch_size"],
-        num_workers=data["num_workers"],
-        sampler=data["sampler"],
-        epoch_fraction=data["epoch_fraction"],
-        on_bad_image=data["on_bad_image"],
+        **{key: data[key] for key in keys},
         seed=cfg["seed"],
         num_sharing=num_sharing(),
-        photos_per_class=data["photos_per_class"],
         sampler_label=cfg["metric_loss"].get("label"),
     )
 
@@ -98,6 +93,34 @@ def weights_file(weights: str) -> Path | None:
     return None if weights in ("pretrained", "random") else Path(weights)
 
 
+def build_lit_classifier(cfg: dict, datamodule: PhotoDataModule, phases: list[Phase]) -> LitClassifier:
+    """Build the LightningModule for the photos of `datamodule`. phases: of cfg."""
+    table = datamodule.table
+    assert table is not None  # build_datamodule has set it up
+    labels = describe_labels(cfg, table)
+    metric_loss, embedding = build_metric_loss(cfg, table)
+    classifier = build_classifier(cfg, labels, embedding)
+    validate_phases(phases, classifier)
+    loss = dict(cfg["loss"])
+    class_weights = {}
+    weighting = loss.pop("class_weights")
+    for name, label in labels.items() if weighting != "none" else ():
+        if "ids" in label:
+            codes = table.of_split("train").rows[name].to_numpy()
+            counts = np.bincount(codes[codes != UNKNOWN], minlength=len(label["ids"]))
+            class_weights[name] = create_class_weights(weighting, torch.from_numpy(counts)).tolist()
+    given = loss["head_weights"]
+    for name in given if isinstance(given, dict) else ():
+        if name not in labels:
+            raise InputError(f"loss.head_weights: {name!r} is not one of the heads {', '.join(labels)}")
+    augment = {key: value for key, value in cfg["augment"].items() if not key.startswith("crop_")}
+    preprocessing = datamodule.datasets["train"].preprocessing.as_dict()
+    return LitClassifier(
+        classifier.description, labels, preprocessing, loss, phases, augment, class_weights,
+        cfg["model"]["decoding"], cfg["seed"], metric_loss, model=classifier,
+    )  # fmt: skip
+
+
 def describe_labels(cfg: dict, table: Table) -> dict[str, LabelDescription]:
     """Return {head: description} as plain values, as LitClassifier and model.json need it: classes with "ids", "names",
     "parent", "parent_codes"; numbers with "unit", "mean", "std" of the training photos.
@@ -120,93 +143,15 @@ def describe_labels(cfg: dict, table: Table) -> dict[str, LabelDescription]:
         if isinstance(label, Classes):
             parent = label.parent if label.parent in heads else None
             described[name] = {
-                "ids": list(label.ids),
-                "names": list(label.names),
-                "parent": parent,
-                "parent_codes": list(label.parent_codes) if parent else [],
-            }
+                "ids": list(label.ids), "names": list(label.names),
+                "parent": parent, "parent_codes": list(label.parent_codes) if parent else [],
+            }  # fmt: skip
         else:
-            described[name] = {
-                "unit": label.unit,
-                "mean": float(known.mean()),
-                "std": float(known.std(ddof=0)) or 1.0,
-            }
-    largest = max((len(label["ids"]) for label in described.values() if "ids" in label), default=2)
-    if largest < 2:
+            mean, std = float(known.mean()), float(known.std(ddof=0)) or 1.0
+            described[name] = {"unit": label.unit, "mean": mean, "std": std}
+    if max((len(label["ids"]) for label in described.values() if "ids" in label), default=2) < 2:
         raise InputError(f"{table.name}: only one class is left, so there is nothing to classify")
     return described
-
-
-def build_classifier(cfg: dict, labels: dict[str, LabelDescription], embedding: Embedding | None = None) -> Classifier:
-    """Build the network with its initial weights; random ones depend on the seed alone. embedding: None builds the
-    configuration's, without class weights."""
-    model = cfg["model"]
-    torch.manual_seed(cfg["seed"])
-    heads = {}
-    for name, label in labels.items():
-        layers = build_layers(model["heads"].get(name, {}), f"model.heads.{name}")
-        heads[name] = (
-            Head(len(label["ids"]), layers) if "ids" in label else Head(1, layers, label["mean"], label["std"])
-        )
-    classifier = Classifier(
-        model["backbone"],
-        heads,
-        cfg["data"]["image_px"],
-        model["backbone_kwargs"],
-        model["pool"],
-        build_layers(model["trunk"], "model.trunk"),
-        pretrained=model["weights"] == "pretrained",
-        neck=Neck(model["neck"], model["neck_dropout"], model["attention_reduction"], model["se_reduction"]),
-        embedding=embedding or build_embedding(cfg),
-    )
-    if file := weights_file(model["weights"]):
-        load_weights(classifier, file, labels)
-    classifier.freeze_statistics = model["freeze_statistics"]
-    classifier.heads_are_probes = cfg["metric_loss"].get("heads") == "probe"
-    return classifier
-
-
-def build_layers(values: dict, key: str) -> Layers:
-    """Build dense layers. key: of the configuration, for errors."""
-    try:
-        return Layers(**values)
-    except InputError as error:
-        raise InputError(f"{key}.{error}") from None
-
-
-def load_weights(classifier: Classifier, source: Path, labels: dict[str, LabelDescription]) -> None:
-    """Load the backbone's weights from a file, checkpoint or run, and those above it if its trunk, heads and classes
-    are the same."""
-    tensors = read_weights(source)
-    load_backbone_weights(classifier.backbone, tensors, str(source))
-    own = classifier.state_dict()
-    above = {name: value for name, value in tensors.items() if name in own and not name.startswith("backbone.")}
-    described = description_of(source) if above else None
-    if not described:
-        return
-    pair = (described["labels"], labels)
-    ids = [{name: [*map(nfc, label.get("ids", ()))] for name, label in each.items()} for each in pair]
-    changed = [name for name in labels if ids[0].get(name, []) != ids[1][name]]
-    fitting = all(value.shape == own[name].shape for name, value in above.items())
-    if changed or not fitting or len(above) != sum(not name.startswith("backbone.") for name in own):
-        reason = f"its classes of {changed[0]} differ" if changed else "its trunk or heads differ"
-        log.info("weights: backbone from %s; trunk and heads start from random weights, as %s", source, reason)
-        return
-    classifier.load_state_dict(above, strict=False)
-    classifier.heads_are_trained = True
-    log.info("weights: backbone, trunk and heads from %s", source)
-
-
-def build_embedding(cfg: dict, num_classes: int = 0) -> Embedding:
-    """Build the embedding above the trunk. num_classes: of the label for whose classes a metric loss has proxies; 0 for
-    a loss without."""
-    model = cfg["model"]
-    return Embedding(
-        build_layers(model["embedding"], "model.embedding"),
-        build_layers(model["difference"], "model.difference"),
-        cfg["metric_loss"].get("sub_centres", 1) if num_classes else 0,
-        num_classes,
-    )
 
 
 def build_metric_loss(cfg: dict, table: Table) -> tuple[dict | None, Embedding]:
@@ -252,38 +197,73 @@ def _require_neighbours(key: str, monitor: str, val: Table, label: str) -> None:
         )
 
 
-def build_lit_classifier(cfg: dict, datamodule: PhotoDataModule, phases: list[Phase]) -> LitClassifier:
-    """Build the LightningModule for the photos of `datamodule`. phases: of cfg."""
-    table = datamodule.table
-    assert table is not None  # build_datamodule has set it up
-    labels = describe_labels(cfg, table)
-    metric_loss, embedding = build_metric_loss(cfg, table)
-    classifier = build_classifier(cfg, labels, embedding)
-    validate_phases(phases, classifier)
-    loss = dict(cfg["loss"])
-    class_weights = {}
-    weighting = loss.pop("class_weights")
-    if weighting != "none":
-        train = table.of_split("train").rows
-        for name in (name for name, label in labels.items() if "ids" in label):
-            codes = train[name].to_numpy()
-            counts = np.bincount(codes[codes != UNKNOWN], minlength=len(labels[name]["ids"]))
-            class_weights[name] = create_class_weights(weighting, torch.from_numpy(counts)).tolist()
-    given = loss["head_weights"] or {}
-    unknown = set() if given == "learned" else set(given) - set(labels)
-    if unknown:
-        raise InputError(f"loss.head_weights: {sorted(unknown)[0]!r} is not one of the heads {', '.join(labels)}")
-    augment = {key: value for key, value in cfg["augment"].items() if not key.startswith("crop_")}
-    return LitClassifier(
-        classifier.description,
-        labels,
-        datamodule.datasets["train"].preprocessing.as_dict(),
-        loss,
-        phases,
-        augment,
-        class_weights,
-        cfg["model"]["decoding"],
-        cfg["seed"],
-        metric_loss,
-        model=classifier,
+def build_embedding(cfg: dict, num_classes: int = 0) -> Embedding:
+    """Build the embedding above the trunk. num_classes: of the label for whose classes a metric loss has proxies; 0 for
+    a loss without."""
+    model = cfg["model"]
+    return Embedding(
+        build_layers(model["embedding"], "model.embedding"),
+        build_layers(model["difference"], "model.difference"),
+        cfg["metric_loss"].get("sub_centres", 1) if num_classes else 0,
+        num_classes,
     )
+
+
+def build_classifier(cfg: dict, labels: dict[str, LabelDescription], embedding: Embedding | None = None) -> Classifier:
+    """Build the network with its initial weights; random ones depend on the seed alone. embedding: None builds the
+    configuration's, without class weights."""
+    model = cfg["model"]
+    torch.manual_seed(cfg["seed"])
+    heads = {}
+    for name, label in labels.items():
+        layers = build_layers(model["heads"].get(name, {}), f"model.heads.{name}")
+        of_classes = "ids" in label
+        heads[name] = Head(len(label["ids"]), layers) if of_classes else Head(1, layers, label["mean"], label["std"])
+    classifier = Classifier(
+        model["backbone"],
+        heads,
+        cfg["data"]["image_px"],
+        model["backbone_kwargs"],
+        model["pool"],
+        build_layers(model["trunk"], "model.trunk"),
+        pretrained=model["weights"] == "pretrained",
+        neck=Neck(model["neck"], model["neck_dropout"], model["attention_reduction"], model["se_reduction"]),
+        embedding=embedding or build_embedding(cfg),
+    )
+    if file := weights_file(model["weights"]):
+        load_weights(classifier, file, labels)
+    classifier.freeze_statistics = model["freeze_statistics"]
+    classifier.heads_are_probes = cfg["metric_loss"].get("heads") == "probe"
+    return classifier
+
+
+def build_layers(values: dict, key: str) -> Layers:
+    """Build dense layers. key: of the configuration, for errors."""
+    try:
+        return Layers(**values)
+    except InputError as error:
+        raise InputError(f"{key}.{error}") from None
+
+
+def load_weights(classifier: Classifier, source: Path, labels: dict[str, LabelDescription]) -> None:
+    """Load the backbone's weights from a file, checkpoint or run, and those above it if its trunk, heads and classes
+    are the same."""
+    tensors = read_weights(source)
+    load_backbone_weights(classifier.backbone, tensors, str(source))
+    shapes = {name: t.shape for name, t in classifier.state_dict().items() if not name.startswith("backbone.")}
+    above = {name: tensors[name] for name in shapes if name in tensors}
+    described = description_of(source) if above else None
+    if not described:
+        return
+
+    def ids(of: dict[str, LabelDescription], name: str) -> list[str]:
+        return [nfc(each) for each in of[name].get("ids", ())] if name in of else []
+
+    changed = [name for name in labels if ids(described["labels"], name) != ids(labels, name)]
+    if changed or {name: t.shape for name, t in above.items()} != shapes:
+        reason = f"its classes of {changed[0]} differ" if changed else "its trunk or heads differ"
+        log.info("weights: backbone from %s; trunk and heads start from random weights, as %s", source, reason)
+        return
+    classifier.load_state_dict(above, strict=False)
+    classifier.heads_are_trained = True
+    log.info("weights: backbone, trunk and heads from %s", source)

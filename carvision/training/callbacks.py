@@ -1,9 +1,8 @@
-"""Callbacks of a run: times, history.csv, log lines, curves, moving average, early stopping, progress bar."""
+"""Callbacks of a run: times, history.csv, log lines, curves, moving average, early stopping."""
 
 import itertools
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import (
-    EarlyStopping,
-    ProgressBar,
-    RichProgressBar,
-    TQDMProgressBar,
-    WeightAveraging,
-)
+from pytorch_lightning.callbacks import EarlyStopping, WeightAveraging
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
@@ -25,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from carvision.data.loading.loader import BATCHES_AHEAD, Loader
 from carvision.files.atomic import write_csv, write_json
+from carvision.reports.tables import percent
 from carvision.training.module import LitClassifier
 from carvision.training.run.folder import read_json
 
@@ -48,8 +42,9 @@ class Clock(pl.Callback):
     def lap(self, stage: str) -> None:
         """Add the time since the last lap to `stage`."""
         now, cpu = time.perf_counter(), cpu_seconds()
-        for name, passed in {stage: now - self.last, "total": now - self.last, "cpu": cpu - self.last_cpu}.items():
-            self.add(name, passed)
+        self.add(stage, now - self.last)
+        self.add("total", now - self.last)
+        self.add("cpu", cpu - self.last_cpu)
         self.last, self.last_cpu = now, cpu
 
     def add(self, name: str, passed: float) -> None:
@@ -126,7 +121,7 @@ class History(pl.Callback):
 
 
 class EpochLines(pl.Callback):
-    """Log a line an epoch: losses, top-1 of each head, and whether the epoch is the best so far.
+    """Log a line an epoch: losses, accuracy of each head in %, and whether the epoch is the best so far.
 
     is_best: Checkpoints', which counts the epoch only later.
     """
@@ -139,14 +134,18 @@ class EpochLines(pl.Callback):
         parts = [f"epoch {trainer.current_epoch + 1}/{module.num_epochs}"]
         for split in ("train", "val"):
             loss = metrics.get(f"{split}/loss")
-            parts.append(f"{split} loss {'–' if loss is None else f'{loss:.4f}'}")
+            parts.append(f"{split} loss {'–' if loss is None else f'{loss:.3f}'}")
             for name, label in module.labels.items():
-                key = "top1" if "ids" in label else "mae"
-                value = metrics.get(f"{split}/{name}/{key}")
-                parts.append(f"{name} {key} {'–' if value is None else f'{value:.4g}'}")
+                if "ids" in label:
+                    top1 = metrics.get(f"{split}/{name}/top1")
+                    parts.append(f"{name} {percent(None if top1 is None else float(top1))} %")
+                else:
+                    error = metrics.get(f"{split}/{name}/mae")
+                    parts.append(f"{name} mae {'–' if error is None else f'{error:.4g}'}")
         if self.is_best(trainer):
-            parts.append("best so far")
-        log.info("  ".join(parts))
+            parts.append("best")
+        # A wider gap before "val", where a narrow terminal then breaks the line
+        log.info("  ".join(parts).replace("  val loss", "   val loss"))
 
 
 class Curves(pl.Callback):
@@ -233,10 +232,3 @@ class Patience(EarlyStopping):
             state |= {"stopped_epoch": 0, "stopping_reason": EarlyStoppingReason.NOT_STOPPED.value}
             state["stopping_reason_message"] = None
         super().load_state_dict(state)
-
-
-def create_progress_bar() -> ProgressBar:
-    """Return rich's bar on a terminal; none if the output goes to a file, which a bar would fill with lines."""
-    if sys.stderr.isatty() or sys.stdout.isatty():
-        return RichProgressBar(leave=False)
-    return TQDMProgressBar(refresh_rate=0)

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from carvision.errors import InputError, one_line
-from carvision.training.module import LitClassifier, callbacks_of
+from carvision.training.module import LitClassifier
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,6 @@ def with_input_errors(function: Callable) -> Callable:
             raise InputError(f"compile: torch.compile can't build this network ({text}); use compile=false") from error
 
     return call
-
-
-def first_step_seconds(trainer: pl.Trainer) -> float:
-    """Return the seconds of the first step of all phases of this start, from the FirstStep callback."""
-    return round(callbacks_of(trainer, FirstStep)[0].seconds, 3)
 
 
 class FirstStep(pl.Callback):

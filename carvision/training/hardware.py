@@ -23,8 +23,7 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # read when cuBLAS starts, which is not d
 REPEATABLE = (":4096:8", ":16:8")
 
 TABLE = "profile.txt"
-TRACE = "profile/trace.pt.trace.json.gz"  # the suffix that TensorBoard's plugin expects; Perfetto takes any
-ROWS = 40
+TRACE = "trace.pt.trace.json.gz"  # the suffix that TensorBoard's plugin expects; Perfetto takes any
 
 
 def uses_cuda(accelerator: str) -> bool:
@@ -46,27 +45,14 @@ def resolve_precision(
     if not uses_cuda(accelerator):
         return "32-true"
     numbers = devices if isinstance(devices, list) else range(torch.cuda.device_count())
-    native = all(torch.cuda.get_device_capability(number) >= MIN_BF16_CAPABILITY for number in numbers)
-    if native:
+    if all(torch.cuda.get_device_capability(number) >= MIN_BF16_CAPABILITY for number in numbers):
         return "bf16-mixed"
     return "32-true" if strategy == "fsdp" else "16-mixed"
-
-
-def prepare_cuda() -> None:
-    """Allow TF32 (10 bits of mantissa) for float32 matrix products, as torch allows it for convolutions by default."""
-    torch.set_float32_matmul_precision("high")
 
 
 def device_name(device: torch.device) -> str:
     """Return the GPU's name, or the kind of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def log_hardware(trainer: pl.Trainer, wanted: str) -> None:
-    """Log device and precision. wanted: trainer.precision as the user wrote it."""
-    device = trainer.strategy.root_device
-    origin = " (trainer.precision=auto)" if wanted == "auto" else ""
-    log.info("%s, precision %s%s", device_name(device), trainer.precision, origin)
 
 
 def hardware_used(trainer: pl.Trainer) -> dict:
@@ -108,13 +94,6 @@ def nondeterministic_operation_errors() -> Iterator[None]:
         ) from error
 
 
-def create_profile(kind: str | None, folder: Path) -> "SimpleProfile | TorchProfile | None":
-    """Create the profiler callback. kind: trainer.profiler."""
-    if kind is None:
-        return None
-    return {"simple": SimpleProfile, "torch": TorchProfile}[kind](folder)
-
-
 class SimpleProfile(pl.Callback):
     """Write profile.txt: how often each part of the training loop ran and how long it took, after each fit and test.
 
@@ -134,16 +113,15 @@ class SimpleProfile(pl.Callback):
 
 
 class TorchProfile(pl.Callback):
-    """Profile a few training steps of the first process with torch.profiler: every operator and, on a GPU, every
+    """Profile three training steps of the first process with torch.profiler: every operator and, on a GPU, every
     kernel.
 
-    Writes a trace in profile/, for https://ui.perfetto.dev or TensorBoard, and a table in profile.txt. wait, warmup,
-    active: steps skipped, run with the profiler on, and recorded.
+    Writes a trace in profile/, for https://ui.perfetto.dev or TensorBoard, and a table in profile.txt.
     """
 
-    def __init__(self, folder: Path, wait: int = 10, warmup: int = 2, active: int = 3):
+    def __init__(self, folder: Path):
         self.folder = folder
-        self.schedule = torch.profiler.schedule(wait=wait, warmup=warmup, active=active, repeat=1)
+        self.schedule = torch.profiler.schedule(wait=10, warmup=2, active=3, repeat=1)
         self.profile: torch.profiler.profile | None = None
         self.written = False
 
@@ -174,11 +152,10 @@ class TorchProfile(pl.Callback):
             profile.stop()
 
     def _write(self, profile: torch.profiler.profile) -> None:
-        trace = self.folder / TRACE
-        create_folder(trace.parent)
+        trace = create_folder(self.folder / "profile") / TRACE
         trace.unlink(missing_ok=True)  # the profiler would write through a link
         profile.export_chrome_trace(str(trace))
         order = "self_cuda_time_total" if ProfilerActivity.CUDA in profile.activities else "self_cpu_time_total"
-        write_text(self.folder / TABLE, profile.key_averages().table(sort_by=order, row_limit=ROWS))
+        write_text(self.folder / TABLE, profile.key_averages().table(sort_by=order, row_limit=40))
         self.written = True
         log.info("trainer.profiler=torch: %s (open it at https://ui.perfetto.dev) and %s", trace, self.folder / TABLE)

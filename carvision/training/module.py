@@ -3,6 +3,7 @@
 import logging
 import math
 import warnings
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from carvision.augment.mixing import Mix
 from carvision.augment.pipeline import Augment, Normalise, to_float
@@ -73,24 +74,24 @@ class LitClassifier(pl.LightningModule):
         self.augment = Augment(augment["order"], augment["steps"])
         self.mix = Mix(augment["mixup"], augment["cutmix"], augment["mix_p"])
         self.normalise = Normalise(self.preprocessing)
-        loss = dict(loss)
-        given = loss.pop("head_weights", None) or {}
+        weights = loss.get("head_weights") or {}
         # Learned weights apply in training only: the reported loss is the same sum in every epoch.
-        self.learned_weights = HeadWeights(list(labels)) if given == "learned" else None
-        self.head_weights = dict.fromkeys(labels, 1.0) | ({} if given == "learned" else given)
-        self.class_loss = create_loss(**loss)
+        self.learned_weights = HeadWeights(list(labels)) if weights == "learned" else None
+        self.head_weights = dict.fromkeys(labels, 1.0) | ({} if weights == "learned" else weights)
+        self.class_loss = create_loss(**{key: value for key, value in loss.items() if key != "head_weights"})
         self.metric_learning = MetricLearning(**metric_loss) if metric_loss else None
-        for name, weights in class_weights.items():
+        for name, of_classes in class_weights.items():
             index = self.class_heads.index(name)  # a label's name may not be valid for a buffer
-            self.register_buffer(f"class_weights_{index}", torch.tensor(weights), persistent=False)
+            self.register_buffer(f"class_weights_{index}", torch.tensor(of_classes), persistent=False)
 
         outputs = {name: len(label["ids"]) if "ids" in label else None for name, label in labels.items()}
-        metrics = (outputs, self.head_weights, parents_of(labels), decoding)
         weight = metric_loss["weight"] if metric_loss else None
-        judged = {"compare_rules": True, "metric_weight": weight, "with_neighbours": True, "with_auc": True}
-        self.train_metrics = EpochMetrics(*metrics, metric_weight=weight, with_auc=True)
-        self.val_metrics = EpochMetrics(*metrics, **judged)
-        self.test_metrics = EpochMetrics(*metrics, **judged)
+        create_metrics = partial(
+            EpochMetrics, outputs, self.head_weights, parents_of(labels), decoding, metric_weight=weight, with_auc=True
+        )
+        self.train_metrics = create_metrics()
+        self.val_metrics = create_metrics(compare_rules=True, with_neighbours=True)
+        self.test_metrics = create_metrics(compare_rules=True, with_neighbours=True)
         self.monitors: list[str] = []  # metrics that choose epochs or rates: an undefined one is an error
         self.metrics: dict[str, dict[str, float]] = {}  # of each split in its last epoch
         self.decodings: dict[str, dict[str, float]] = {}  # metrics of each decoding rule in the last validation
@@ -150,24 +151,19 @@ class LitClassifier(pl.LightningModule):
             embedded = learning.embedded(outputs, batch["targets"], batch["valid"])
         losses, weights = self._head_losses(outputs.logits, batch, mixed)
         if metrics is not None:
+            logits, of_heads = ({name: v.detach() for name, v in each.items()} for each in (outputs.logits, losses))
+            penalty = outputs.penalty.detach()
             metrics.update(
-                {name: values.detach() for name, values in outputs.logits.items()},
-                batch["targets"],
-                {name: values.detach() for name, values in losses.items()},
-                weights,
-                batch["valid"],
-                outputs.penalty.detach(),
-                num_photos,
-                embedded,
-            )
+                logits, batch["targets"], of_heads, weights, batch["valid"], penalty, num_photos, embedded
+            )  # fmt: skip
         totals = self._mean_of_all(torch.stack([values.sum() for values in weights.values()]))
         means = {name: weighted_mean(losses[name], weights[name], totals[i]) for i, name in enumerate(losses)}
-        beside = outputs.penalty
+        added = outputs.penalty
         if learning and embedded:
-            beside = beside + learning.weight * embedded.loss
+            added = added + learning.weight * embedded.loss
         if self.training and self.learned_weights is not None:
-            return self.learned_weights(means, totals > 0) + beside
-        return sum(self.head_weights[name] * mean for name, mean in means.items()) + beside
+            return self.learned_weights(means, totals > 0) + added
+        return sum(self.head_weights[name] * mean for name, mean in means.items()) + added
 
     def _head_losses(
         self, logits: dict[str, Tensor], batch: Batch, mixed: list[Tensor] | None
@@ -204,13 +200,12 @@ class LitClassifier(pl.LightningModule):
         # Train metrics, too: the epoch's steps are done, and callbacks at the epoch's end see all metrics.
         self._log_metrics(train=self.train_metrics, val=self.val_metrics)
         self.decodings = self.val_metrics.compute_rules()
-        undefined = [name for name in self.monitors if name not in self.trainer.callback_metrics]
-        if undefined and self.trainer.state.fn == TrainerFn.FITTING:
-            raise InputError(
-                f"{undefined[0]} is undefined in epoch {self.current_epoch + 1}: the split "
-                f"{undefined[0].partition('/')[0]!r} has no readable photo that counts for it; correct the files or "
-                "their labels, or choose another monitor"
-            )
+        for name in self.monitors if self.trainer.state.fn == TrainerFn.FITTING else ():
+            if name not in self.trainer.callback_metrics:
+                raise InputError(
+                    f"{name} is undefined in epoch {self.current_epoch + 1}: the split {name.partition('/')[0]!r} has "
+                    "no readable photo that counts for it; correct the files or their labels, or choose another monitor"
+                )
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics(test=self.test_metrics)
@@ -232,7 +227,7 @@ class LitClassifier(pl.LightningModule):
         found = self.trainer.callback_metrics
         for name in [name for name in found if name.partition("/")[0] in counted]:
             del found[name]  # else a metric undefined in this epoch would keep the previous value
-        found.update({name: torch.tensor(value) for name, value in values.items()})
+        found |= {name: torch.tensor(value) for name, value in values.items()}
         for logger in self.trainer.loggers:
             logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step)
             logger.save()
@@ -316,16 +311,13 @@ class LitClassifier(pl.LightningModule):
         before = max(group["lr"] for group in optimizer.param_groups)
         for group, new in zip(optimizer.param_groups, self.new_groups, strict=True):
             group.update(new)
-        now = schedule.state_dict()
-        position = {key: now[key] for key in ("last_epoch", "_step_count") if key in now}
+        stored = schedule.state_dict()
+        position = {key: stored[key] for key in ("last_epoch", "_step_count") if key in stored}
         schedule.load_state_dict({**self.new_schedule, **position})
-        if isinstance(schedule, LambdaLR):
-            for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-                group["lr"] = base * factor(schedule.last_epoch)
-        elif isinstance(schedule, OneCycleLR):
+        if not isinstance(schedule, ReduceLROnPlateau):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # get_lr() outside of step()
-                rates = schedule.get_lr()  # sets the momentum, too
+                rates = schedule.get_lr()  # OneCycleLR's sets the momentum, too
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         now = max(group["lr"] for group in optimizer.param_groups)

@@ -1,6 +1,5 @@
 """Stop a run whose loss is inf or NaN, and list the photos of that batch."""
 
-import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +13,6 @@ from carvision.files.atomic import write_csv
 from carvision.training.distributed.collectives import any_process, gather_objects
 from carvision.training.module import LitClassifier, datamodule_of
 from carvision.training.run.checkpoints import LAST
-
-log = logging.getLogger(__name__)
 
 MAX_SHOWN = 5  # photos in the message; the file has all
 
@@ -35,7 +32,7 @@ class NonFiniteLoss(pl.Callback):
         self.first_bad_step = self.step.clone()  # -1: none yet
         self.first_batch = -1  # index in the epoch of the batch of step 0; -1: not known yet
 
-    on_train_epoch_start = on_train_start  # which Lightning does not call in the rest of a resumed epoch
+    on_train_epoch_start = on_train_start  # Lightning calls only the latter in the rest of a resumed epoch
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: LitClassifier, batch, batch_idx: int) -> None:
         if self.first_batch < 0:
@@ -57,9 +54,10 @@ class NonFiniteLoss(pl.Callback):
         if bad:
             batch_idx = self.first_batch + min(bad)
             photos = record_photos(trainer, batch_idx, self.file)
-            where = f"in epoch {trainer.current_epoch + 1}, batch {batch_idx + 1}"
-            message = f"the loss is not finite {where} (photos: {photos}; all are in {self.file})"
-            raise InputError(f"{message}. {self._advice()}")
+            raise InputError(
+                f"the loss is not finite in epoch {trainer.current_epoch + 1}, batch {batch_idx + 1} "
+                f"(photos: {photos}; all are in {self.file}). {self._advice()}"
+            )
 
     def check_all(self, trainer: pl.Trainer) -> None:
         """Check before a checkpoint: also the weights, which a gradient can ruin, and the last validation loss."""

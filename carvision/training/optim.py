@@ -1,6 +1,5 @@
 """The phases of a run, and what each trains with: optimizers, sharpness-aware minimisation, learning-rate schedules."""
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from carvision.errors import InputError, one_line, suggest
 from carvision.models.classifier import Classifier
-
-log = logging.getLogger(__name__)
 
 
 class Phase(TypedDict):
@@ -65,20 +62,13 @@ def validate_phases(phases: list[Phase], classifier: Classifier) -> None:
     Leaves the classifier set up for the first phase.
     """
     for phase in reversed(phases):
-        optimizer, schedule = phase["optimizer"], phase["schedule"]
         try:
             classifier.set_trained(phase["train_layers"])
-            create_schedule(
-                create_optimizer(classifier, **optimizer),
-                **schedule,
-                num_steps=2,
-                steps_per_epoch=1.0,
-                batches_per_epoch=1,
-            )
+            optimizer = create_optimizer(classifier, **phase["optimizer"])
+            create_schedule(optimizer, **phase["schedule"], num_steps=2, steps_per_epoch=1.0, batches_per_epoch=1)
         except InputError as error:
-            raise InputError(
-                f"{phase_key(phase)}{str(error).removeprefix('model.') if phase['name'] else error}"
-            ) from None
+            text = str(error).removeprefix("model.") if phase["name"] else error
+            raise InputError(f"{phase_key(phase)}{text}") from None
 
 
 def check_trainer(phases: list[Phase], trainer: dict) -> None:
@@ -87,28 +77,21 @@ def check_trainer(phases: list[Phase], trainer: dict) -> None:
 
     trainer: the keys of conf/trainer.
     """
-    if any(phase["optimizer"].get("sam_rho") for phase in phases):
-        if trainer["accumulate_grad_batches"] > 1:
-            raise InputError(
-                "optimizer.sam_rho: can't be combined with trainer.accumulate_grad_batches above 1; drop one of the two"
-            )
-        if trainer["precision"] == "16-mixed":
-            raise InputError(
-                "optimizer.sam_rho: can't be combined with trainer.precision=16-mixed; use bf16-mixed or 32-true"
-            )
+    refused = {
+        "trainer.accumulate_grad_batches above 1; drop one of the two": trainer["accumulate_grad_batches"] > 1,
+        "trainer.precision=16-mixed; use bf16-mixed or 32-true": trainer["precision"] == "16-mixed",
+    }
+    for what, wrong in refused.items():
+        if wrong and any(phase["optimizer"].get("sam_rho") for phase in phases):
+            raise InputError(f"optimizer.sam_rho: can't be combined with {what}")
 
 
 # Names of conf/optimizer. Every other name is timm's.
 OPTIMIZERS = {
-    "sgd": torch.optim.SGD,
-    "rmsprop": torch.optim.RMSprop,
-    "adagrad": torch.optim.Adagrad,
-    "adadelta": torch.optim.Adadelta,
-    "adam": torch.optim.Adam,
-    "adamax": torch.optim.Adamax,
-    "nadam": torch.optim.NAdam,
-    "adamw": torch.optim.AdamW,
-}
+    "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop, "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta, "adam": torch.optim.Adam, "adamax": torch.optim.Adamax,
+    "nadam": torch.optim.NAdam, "adamw": torch.optim.AdamW,
+}  # fmt: skip
 
 # With a fused kernel on CUDA and the CPU. (Adagrad's needs a later torch than the oldest supported.) For the 158
 # parameters of a MobileNetV2 on a core of an EPYC, AdamW takes 0.8 ms instead of 5, and SGD 0.3 instead of 1.3: 2 to
@@ -226,13 +209,12 @@ def lr_factors_of(model: nn.Module, lr_factors: dict[str, float], layer_decay: f
 
 def _layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
     """Return the backbone's factors as timm's param_groups_layer_decay computes them for the network with its
-    classifier, whose factor is 1; here the heads replace it, so the classifier's name is added to the parameters before
-    grouping."""
+    classifier, whose factor is 1: here the heads replace it, so its name is added to the parameters before grouping."""
     group_matcher: Any = getattr(backbone, "group_matcher", None)
     if group_matcher is None:
         raise InputError("optimizer.layer_decay: timm does not define the layers of this backbone; use 1.0")
     pretrained_cfg: Any = getattr(backbone, "pretrained_cfg", {})
-    classifiers = pretrained_cfg.get("classifier") or "classifier"
+    classifiers = pretrained_cfg.get("classifier") or "classifier"  # one name, or several
     classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
     names = [*(name for name, _ in backbone.named_parameters()), *(f"{name}.weight" for name in classifiers)]
     matched = group_with_matcher(((name, None) for name in names), group_matcher(coarse=False), reverse=True)
@@ -287,9 +269,9 @@ class SAM(torch.optim.Optimizer):
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Keep batch norms' running statistics unchanged within the context, so that each batch counts once."""
     momenta = {module: module.momentum for module in model.modules() if isinstance(module, _BatchNorm)}
+    for module in momenta:
+        module.momentum = 0.0
     try:
-        for module in momenta:
-            module.momentum = 0.0
         yield
     finally:
         for module, momentum in momenta.items():

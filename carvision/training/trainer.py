@@ -1,10 +1,12 @@
 """Build Lightning's Trainer with its callbacks, and fit the phases of a run one after another."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
@@ -16,32 +18,17 @@ from carvision.files.atomic import create_folder
 from carvision.metrics import metric_names
 from carvision.reports.comparison.frame import lower_is_better
 from carvision.training.batch_size import FindBatchSize, require_gpu, with_batch_size
-from carvision.training.callbacks import (
-    Clock,
-    Curves,
-    EpochLines,
-    History,
-    MovingAverage,
-    Patience,
-    ReadAhead,
-    create_progress_bar,
-)
+from carvision.training.callbacks import Clock, Curves, EpochLines, History, MovingAverage, Patience, ReadAhead
 from carvision.training.compile import FirstStep, require_compiler
 from carvision.training.distributed.fsdp import SyncStatistics, check_fsdp, create_strategy
 from carvision.training.distributed.launch import create_environment, is_first_process, require_all_used
-from carvision.training.hardware import (
-    SimpleProfile,
-    create_profile,
-    log_hardware,
-    prepare_cuda,
-    resolve_precision,
-    uses_cuda,
-)
+from carvision.training.hardware import SimpleProfile, TorchProfile, device_name, resolve_precision, uses_cuda
 from carvision.training.module import LitClassifier, callbacks_of
 from carvision.training.nonfinite import NonFiniteLoss
 from carvision.training.optim import Phase, check_trainer, phase_key
 from carvision.training.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from carvision.training.run.folder import write_config
+from carvision.training.run.progress_bar import RunBar
 from carvision.training.run.resume import ResumePoint
 from carvision.training.run.stopping import Stopping
 
@@ -60,10 +47,9 @@ def build_trainer(
     check_monitors(monitors, metric_names(lit.labels, lit.metric_learning is not None, with_auc=True))
     lit.monitors = list(monitors.values())
     values = trainer_values(cfg, lit.phases)
-    hooks = [*callbacks, *build_callbacks(cfg, folder, lit, clock, ends)]
-    profile = create_profile(cfg["trainer"]["profiler"], folder)
-    if profile:
-        hooks.insert(0, profile)
+    kind = cfg["trainer"]["profiler"]
+    profile = {"simple": SimpleProfile, "torch": TorchProfile}[kind](folder) if kind else None
+    hooks = [*([profile] if profile else []), *callbacks, *build_callbacks(cfg, folder, lit, clock, ends)]
     tensorboard = _create_tensorboard(folder) if cfg["logger"]["tensorboard"] else False
     try:
         trainer = pl.Trainer(
@@ -75,18 +61,17 @@ def build_trainer(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the samplers of PhotoDataModule divide the photos themselves
             enable_model_summary=False,  # summary.txt has a better one
-            enable_progress_bar=cfg["callbacks"]["progress_bar"],
+            enable_progress_bar=False,  # RunBar is ours
             log_every_n_steps=10,
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
-        text = one_line(error, 300)
-        raise InputError(
-            f"trainer: this machine can't run trainer.accelerator={cfg['trainer']['accelerator']} ({text})"
-        ) from None
+        accelerator = f"trainer.accelerator={cfg['trainer']['accelerator']}"
+        raise InputError(f"trainer: this machine can't run {accelerator} ({one_line(error, 300)})") from None
     trainer.fit_loop.epoch_loop, trainer._signal_connector = EpochLoop(trainer), NoSignals(trainer)
     if cfg["trainer"]["accelerator"] != "tpu":
         require_all_used(trainer.num_devices, trainer.num_nodes)
-    log_hardware(trainer, cfg["trainer"]["precision"])
+    origin = " (trainer.precision=auto)" if cfg["trainer"]["precision"] == "auto" else ""
+    log.info("%s, precision %s%s", device_name(trainer.strategy.root_device), trainer.precision, origin)
     return trainer
 
 
@@ -119,8 +104,8 @@ def trainer_values(cfg: dict, phases: list[Phase]) -> dict:
         require_compiler(values["accelerator"], cuda)
     if cfg["data"]["batch_size"] == "auto":
         require_gpu(values)
-    if cuda:
-        prepare_cuda()
+    if cuda:  # TF32 (10 bits of mantissa) for float32 products, as torch allows it for convolutions by default
+        torch.set_float32_matmul_precision("high")
     if values["strategy"] == "fsdp":
         check_fsdp(cfg, values["precision"])
         values["strategy"] = create_strategy()
@@ -162,8 +147,8 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder)))
     if callbacks["patience"]:
         hooks.append(Patience(*stop_rule(callbacks), patience=callbacks["patience"]))
-    if callbacks["progress_bar"]:
-        hooks.append(create_progress_bar())
+    if callbacks["progress_bar"] and sys.stderr.isatty() and is_first_process():
+        hooks.append(RunBar())
     if cfg["trainer"]["strategy"] == "fsdp":
         hooks.append(SyncStatistics())
     stopping = Stopping(checkpoints, ends, run["checkpoint_every_minutes"])
@@ -218,26 +203,27 @@ def fit_phases(
     """
     for checkpoints in callbacks_of(trainer, Checkpoints):
         checkpoints.forget_best = bool(resume_point and resume_point.best_lost)
-    number, first_epoch, epoch = (
-        (resume_point.phase, resume_point.phase_begun, resume_point.epochs_done) if resume_point else (0, 0, 0)
-    )
-    stop = epoch + (max_epochs or lit.num_epochs)
+    # Epochs are counted over the whole run
+    number, first_epoch, epochs_done = 0, 0, 0
+    if resume_point:
+        number, first_epoch, epochs_done = resume_point.phase, resume_point.phase_begun, resume_point.epochs_done
+    start_ends = epochs_done + (max_epochs or lit.num_epochs)
     while number < len(lit.phases):
         phase = lit.start_phase(number, first_epoch)
-        end = epoch if resume_point and resume_point.stopped_early else first_epoch + phase["epochs"]
-        trainer.fit_loop.max_epochs = min(end, stop)
+        phase_ends = epochs_done if resume_point and resume_point.stopped_early else first_epoch + phase["epochs"]
+        trainer.fit_loop.max_epochs = min(phase_ends, start_ends)
         for patience in callbacks_of(trainer, Patience):
             patience.wait_count = 0  # a checkpoint restores its own
         _log_phase(lit, number)
         _fit(trainer, lit, datamodule, resume_point)
         resume_point = None
         first_epoch = trainer.current_epoch
-        if trainer.should_stop and first_epoch < end:
+        if trainer.should_stop and first_epoch < phase_ends:
             log.info("stopped after epoch %d: no better %s", first_epoch, callbacks_of(trainer, Patience)[0].monitor)
-        elif first_epoch < end:
+        elif first_epoch < phase_ends:
             return False
         number += 1
-        if first_epoch >= stop and number < len(lit.phases):
+        if first_epoch >= start_ends and number < len(lit.phases):
             return False
     callbacks_of(trainer, Stopping)[0].stop_between_epochs()  # before the test, which may take long
     return True
@@ -261,12 +247,8 @@ def _fit(
 
 
 def _log_phase(lit: LitClassifier, number: int) -> None:
-    phases, phase = lit.phases, lit.phase
-    where = f"phase {number + 1} of {len(phases)}, {phase['name']}: " if len(phases) > 1 else ""
+    phase, optimizer = lit.phase, lit.phase["optimizer"]
+    where = f"phase {number + 1} of {len(lit.phases)}, {phase['name']}: " if len(lit.phases) > 1 else ""
     trained = sum(p.numel() for p in lit.parameters() if p.requires_grad)
-    log.info(
-        "%s%d epochs, %s, lr %g; trained: %s (%s parameters)",
-        where, phase["epochs"], phase["optimizer"]["name"],
-        phase["schedule"].get("peak") or phase["optimizer"]["lr"], phase["train_layers"],
-        f"{trained:,}",
-    )  # fmt: skip
+    lr, layers = phase["schedule"].get("peak") or optimizer["lr"], f"{phase['train_layers']} ({trained:,} parameters)"
+    log.info("%s%d epochs, %s, lr %g; trained: %s", where, phase["epochs"], optimizer["name"], lr, layers)

@@ -1,7 +1,6 @@
 """Each data set's layout in miniature, exactly as on disk: functions that write one into an empty folder."""
 
 import itertools
-import json
 import os
 import zlib
 from collections.abc import Callable
@@ -16,7 +15,8 @@ import scipy.io
 from PIL import Image
 
 from carvision.data.packs.index import read_packed
-from carvision.data.readers.compcars import read_compcars, read_compcars_parts, read_compcars_surveillance
+from carvision.data.readers.compcars import read_compcars
+from carvision.data.readers.compcars_other import read_compcars_parts, read_compcars_surveillance
 from carvision.data.readers.folder import read_folder
 from carvision.data.readers.manifest import read_manifest
 from carvision.data.readers.oxford102 import read_oxford102
@@ -216,12 +216,10 @@ def write_oxford102(root: Path, repeats: int = 1) -> Path:
     return root
 
 
-def write_oxford102_folders(root: Path, names: dict[str, str] | None = None) -> Path:
-    """{train,valid,test}/<label>/image_*.jpg; names: content of cat_to_name.json."""
+def write_oxford102_folders(root: Path) -> Path:
+    """{train,valid,test}/<label>/image_*.jpg"""
     for number, (split, label) in enumerate(itertools.product(("train", "valid", "test"), ("1", "2", "102")), 1):
         write_photo(root / split / label / f"image_{number:05d}.jpg")
-    if names is not None:
-        (root / "cat_to_name.json").write_text(json.dumps(names))
     return root
 
 

@@ -13,8 +13,8 @@ from PIL import EpsImagePlugin, Image, ImageOps
 
 from carvision.data import decode, images
 from carvision.data.decode import WHOLE, decode_image, decode_into, decode_part, empty_images, jpeg_part, wanted_part
+from carvision.data.health import inspect_photo
 from carvision.data.images import BadImage, Preprocessing, open_bytes, open_image
-from carvision.data.inspection import inspect_photo
 from carvision.data.loading.dataset import random_windows
 
 WIDTH, HEIGHT = 96, 64
@@ -249,6 +249,16 @@ def test_a_jpeg_is_resized_as_pillow_does_it(size, kind, monkeypatch):
         apart = np.abs(decoded(data, how=how, window=window) - full(data, how, window))
         # Unscaled, only the rounding of two resizings differs; scaled, the decoder's filter does, too
         assert apart.mean() < 4 if scaled else apart.max() <= 2
+
+
+def test_a_jpeg_that_was_decoded_before_is_the_same_photo():
+    data = encoded(smooth(960, 640), "JPEG", quality=95)
+    box = np.array([480, 160, 960, 640], np.float32)
+    image = open_bytes(data)
+    image.load()
+    for part in (box, box, None):  # it may be used again
+        again = decode_image(image, preprocessing(), part)
+        assert np.abs(again.numpy().astype(int) - decoded(data, part)).max() <= 8
 
 
 @pytest.mark.parametrize("progressive", [False, True])

@@ -12,7 +12,7 @@ from carvision.demo.cars import MODELS
 from carvision.demo.photo import VIEWPOINTS
 from carvision.errors import InputError
 
-NUM = write.MIN_IMAGES_PER_MODEL
+NUM = 20
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +88,11 @@ def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_complete_folder_is_not_drawn_again_and_invalid_arguments_are_errors(folder, tmp_path, monkeypatch):
+def test_a_complete_folder_is_not_drawn_again_and_any_other_is_an_error(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(write, "_write_all", lambda *args: pytest.fail("drawn again"))
     assert write.write_demo(folder, NUM) == folder
     with pytest.raises(InputError, match="holds something other"):
         write.write_demo(folder, NUM, seed=1)
-    with pytest.raises(InputError, match="7 images_per_model are too few; 20 or more"):
-        write.write_demo(tmp_path / "demo", 7)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write .*CARVISION_CACHE"):
         write.write_demo(tmp_path / "file" / "demo", NUM)

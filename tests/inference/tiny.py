@@ -19,16 +19,20 @@ LABELS = {
     "model": {"ids": ["1", "2", "9"], "names": ["A4", "X5", "X5"], "parent": "make", "parent_codes": [0, 1, 1]},
     "speed": {"unit": "km/h", "mean": 180.0, "std": 20.0},
 }
+NETWORK = ("test_resnet", {})  # backbone, its arguments
 PREPROCESSING = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 
 
-def save_tiny(folder: Path, seed=0, crop_to_box=False, preprocessing=PREPROCESSING, labels=LABELS) -> Path:
+def save_tiny(
+    folder: Path, seed=0, crop_to_box=False, preprocessing=PREPROCESSING, labels=LABELS, network=NETWORK
+) -> Path:
     """Save a model with two heads with classes and one number, decoded jointly; return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     heads = {name: Head(len(label.get("ids", [0]))) for name, label in labels.items()}
     heads["speed"] = Head(1, Layers(), 180.0, 20.0)
-    model = Classifier("test_resnet", heads, preprocessing.size_px).eval()
+    backbone, options = network
+    model = Classifier(backbone, heads, preprocessing.size_px, options).eval()
     with torch.no_grad():  # larger weights, for predictions that differ from photo to photo
         for name in ("make", "model"):
             model.get_submodule(f"head_{name}").output.weight.mul_(40)

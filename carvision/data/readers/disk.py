@@ -17,13 +17,10 @@ UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how UTF-16 text begins, as PowerShell's ">
 
 def existing_root(root: Path | str | None, hint: str) -> Path:
     """Return data.root as a Path; raise InputError if it is no folder. hint: how to get the data and lay it out."""
-    if root is None:
-        raise InputError(f"data.root: null does not exist; give the folder of the data. {hint}")
-    folder = Path(root)
-    if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "does not exist"
-        raise InputError(f"data.root: {root} {what}. {hint}")
-    return folder
+    if root is None or not Path(root).is_dir():
+        problem = "is no folder" if root and Path(root).exists() else "does not exist"
+        raise InputError(f"data.root: {root or 'null'} {problem}. {hint}")
+    return Path(root)
 
 
 def sub_folders(folder: Path) -> list[str]:
@@ -41,22 +38,22 @@ def find_photos(root: Path, *only: str, left_out: LeftOut | None = None) -> list
     """
     left_out = LeftOut() if left_out is None else left_out
     start = len(os.path.join(root, ""))  # noqa: PTH118  strings are faster here
-    photos = [path[start:].replace(os.sep, "/") for path in walk(os.fspath(root), left_out, only or None)]
+    photos = [path[start:].replace(os.sep, "/") for path in walk(os.fspath(root), left_out, only)]
     if line := left_out.line():
         log.warning("%s: %s", root, line)
     return sorted(map(text_of_path, photos))
 
 
 def read_text(path: Path, hint: str = "") -> str:
-    """Return the text of a UTF-8 file without its byte-order mark, any line ends as "\\n".
+    """Return the text of a UTF-8 file without its byte-order mark.
 
     Raises InputError for a file that is absent, which ends with `hint`, or not UTF-8.
     """
     try:
-        with path.open("rb") as file:
-            if file.read(2) in UTF16:
-                raise InputError(f"{path} is UTF-16 text; save it as UTF-8")
-        return path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        if content.startswith(UTF16):
+            raise InputError(f"{path} is UTF-16 text; save it as UTF-8")
+        return content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist. {hint}".rstrip()) from error
     except (OSError, UnicodeDecodeError) as error:

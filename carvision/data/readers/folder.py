@@ -10,7 +10,7 @@ from carvision.data.paths import nfc, text_of_path
 from carvision.data.readers.disk import existing_root, find_photos, sub_folders
 from carvision.data.readers.table_file import SPLIT_WORDS
 from carvision.data.readers.walk import LeftOut, is_folder, is_photo, walk
-from carvision.data.table import Table, encode, validate
+from carvision.data.table import Table, encode, validate, warn_of_incomplete
 from carvision.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -114,13 +114,10 @@ def _require_photos_in_each(
     dangling = [os.path.relpath(link, root) for link in left_out.dangling]
     folders += [link for link in dangling if len(Path(link).parts) == depth]
     empty = [text for folder in folders if (text := text_of_path(folder)) not in filled]
-    if not empty:
-        return
-    text = f"folder: {len(empty)} class folders in {root} hold no photos, or are dangling links (first: {empty[0]})"
-    text += f"; {left_out.line()}" if left_out.heic else ""
-    if not allow_missing:
-        raise InputError(f"{text}. Fill them, or leave them out with data.allow_missing=true")
-    log.warning("%s and are left out", text)
+    if empty:
+        text = f"folder: {len(empty)} class folders in {root} hold no photos, or are dangling links (first: {empty[0]})"
+        text += f"; {left_out.line()}" if left_out.heic else ""
+        warn_of_incomplete(text, allow_missing, "Fill them, or leave them out")
 
 
 def _known_to_train(root: Path, rows: pd.DataFrame, allow_missing: bool) -> pd.DataFrame:
@@ -132,7 +129,6 @@ def _known_to_train(root: Path, rows: pd.DataFrame, allow_missing: bool) -> pd.D
     strange = sorted(set(rows.loc[~known, "class"]))
     first = rows.loc[~known, "path"].iloc[0]
     text = f"folder: {len(strange)} classes of val or test in {root} are not in train (first: {strange[0]}, {first})"
-    if not allow_missing:
-        raise InputError(f"{text}. Add them to train or leave them out with data.allow_missing=true")
-    log.warning("%s; their %d photos are left out", text, (~known).sum())
+    warn_of_incomplete(text, allow_missing, "Add them to train, or leave them out")
+    log.warning("folder: their %d photos are left out", (~known).sum())
     return rows[known].reset_index(drop=True)

@@ -86,10 +86,9 @@ def _check_names(labels: Sequence[str], parents: Mapping[str, str], numbers: Seq
 def _read_columns(file: Path, labels: Sequence[str], numbers: list[str], paths: PhotoPaths) -> dict[str, list]:
     """Return {column: a value per row}: path, labels, numbers; split, group and box if the file has them."""
     source = TableFile(file, KEY, ["path", *labels], "a relative name is looked for in data.root")
-    source.require(["path", *labels, *numbers])
     optional = [name for name in ("split", "group") if name in source.columns]
+    source.require(["path", *labels, *numbers, *optional])
     box = BOX if source.has_boxes else []
-    source.require(optional)
     columns: dict[str, list] = {name: [] for name in ["path", *labels, *numbers, *optional, *(["box"] if box else [])]}
     lines, cells = [], []
     known: dict[str, str] = {}  # one string object for all equal cells

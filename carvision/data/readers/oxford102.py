@@ -4,10 +4,9 @@ There are two layouts:
 1. the original: jpg/image_00001.jpg to image_08189.jpg, imagelabels.mat (labels: 1-based species of each photo) and
    setid.mat (trnid, valid, tstid: 1-based numbers of photos);
 2. class folders: {train,valid,test}/<species 1 to 102>/image_*.jpg. Their split is the mirror's, not the official one.
-cat_to_name.json, if present, names the species by label; in all known mirrors it equals NAMES below.
+A mirror's cat_to_name.json is not read: it has the names of SPECIES.
 """
 
-import json
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from carvision.data.readers.disk import existing_root, read_mat, read_text
+from carvision.data.readers.disk import existing_root, read_mat
 from carvision.data.readers.folder import read_folder
 from carvision.data.table import SPLITS, Table, check_counts, encode, validate, without_missing_files
 from carvision.errors import InputError
@@ -36,22 +35,20 @@ HINT = (
     "<data.root>/jpg/image_*.jpg beside the two .mat files, or let data.download=true do it"
 )
 SPECIES = """
-pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily, moon
-orchid, bird of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear thistle,
-yellow iris, globe-flower, purple coneflower, peruvian lily, balloon flower, giant white arum lily, fire
-lily, pincushion flower, fritillary, red ginger, grape hyacinth, corn poppy, prince of wales feathers,
-stemless gentian, artichoke, sweet william, carnation, garden phlox, love in the mist, mexican aster, alpine
-sea holly, ruby-lipped cattleya, cape flower, great masterwort, siam tulip, lenten rose, barbeton daisy,
-daffodil, sword lily, poinsettia, bolero deep blue, wallflower, marigold, buttercup, oxeye daisy, common
-dandelion, petunia, wild pansy, primula, sunflower, pelargonium, bishop of llandaff, gaura, geranium, orange
-dahlia, pink-yellow dahlia, cautleya spicata, japanese anemone, black-eyed susan, silverbush, californian
-poppy, osteospermum, spring crocus, bearded iris, windflower, tree poppy, gazania, azalea, water lily, rose,
-thorn apple, morning glory, passion flower, lotus lotus, toad lily, anthurium, frangipani, clematis,
-hibiscus, columbine, desert-rose, tree mallow, magnolia, cyclamen, watercress, canna lily, hippeastrum, bee
-balm, ball moss, foxglove, bougainvillea, camellia, mallow, mexican petunia, bromelia, blanket flower,
-trumpet creeper, blackberry lily
+pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily, moon orchid, bird
+of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear thistle, yellow iris, globe-flower,
+purple coneflower, peruvian lily, balloon flower, giant white arum lily, fire lily, pincushion flower, fritillary, red
+ginger, grape hyacinth, corn poppy, prince of wales feathers, stemless gentian, artichoke, sweet william, carnation,
+garden phlox, love in the mist, mexican aster, alpine sea holly, ruby-lipped cattleya, cape flower, great masterwort,
+siam tulip, lenten rose, barbeton daisy, daffodil, sword lily, poinsettia, bolero deep blue, wallflower, marigold,
+buttercup, oxeye daisy, common dandelion, petunia, wild pansy, primula, sunflower, pelargonium, bishop of llandaff,
+gaura, geranium, orange dahlia, pink-yellow dahlia, cautleya spicata, japanese anemone, black-eyed susan, silverbush,
+californian poppy, osteospermum, spring crocus, bearded iris, windflower, tree poppy, gazania, azalea, water lily, rose,
+thorn apple, morning glory, passion flower, lotus lotus, toad lily, anthurium, frangipani, clematis, hibiscus,
+columbine, desert-rose, tree mallow, magnolia, cyclamen, watercress, canna lily, hippeastrum, bee balm, ball moss,
+foxglove, bougainvillea, camellia, mallow, mexican petunia, bromelia, blanket flower, trumpet creeper, blackberry lily
 """
-NAMES = " ".join(SPECIES.split()).split(", ")  # by label, 1 to 102
+NAMES = {str(i): name for i, name in enumerate(" ".join(SPECIES.split()).split(", "), start=1)}  # by label
 
 
 def read_oxford102(
@@ -68,12 +65,11 @@ def read_oxford102(
         tolerated = TOLERATED_IN_FOLDERS
     else:
         raise InputError(f"data.root: {root} has neither imagelabels.mat nor a folder train. {HINT}")
-    names = _names(root)
     label = table.class_labels["class"]
-    strange = [i for i in label.ids if i not in names]
+    strange = [i for i in label.ids if i not in NAMES]
     if strange:
-        raise InputError(f"oxford102: class {strange[0]!r} under {root} is not one of 1 to {len(names)}. {HINT}")
-    label = replace(label, names=tuple(names[i] for i in label.ids))
+        raise InputError(f"oxford102: class {strange[0]!r} under {root} is not one of 1 to {len(NAMES)}. {HINT}")
+    label = replace(label, names=tuple(NAMES[i] for i in label.ids))
     table = check_counts(replace(table, name="oxford102", labels={"class": label}), expected, allow_missing, tolerated)
     return validate(without_missing_files(table, allow_missing))
 
@@ -84,25 +80,13 @@ def _from_mats(root: Path) -> Table:
     lists = read_mat(root / "setid.mat", "trnid", "valid", "tstid")
     for split, numbers in zip(SPLITS, lists, strict=True):
         if numbers.max(initial=0) > len(labels):
-            raise InputError(
-                f"{root / 'setid.mat'}: photo {numbers.max()} is beyond the {len(labels)} of imagelabels.mat; "
-                "get both again"
-            )
+            text = f"photo {numbers.max()} is beyond the {len(labels)} of imagelabels.mat; get both again"
+            raise InputError(f"{root / 'setid.mat'}: {text}")
         splits[numbers.ravel().astype(int)] = split
     paths = [f"jpg/image_{number:05d}.jpg" for number in range(1, len(labels) + 1)]
     rows = pd.DataFrame({"path": paths, "split": splits[1:]}, dtype=str)
     rows["class"], classes = encode(labels.astype(str))
     return Table("oxford102", root, rows, {"class": classes}, "class")
-
-
-def _names(root: Path) -> dict[str, str]:
-    file = root / "cat_to_name.json"
-    if not file.is_file():
-        return {str(i): name for i, name in enumerate(NAMES, start=1)}
-    try:
-        return {str(i): str(name) for i, name in json.loads(read_text(file)).items()}
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{file} is not a JSON object of names by label: {error}; get it again") from error
 
 
 def download_oxford102(root: Path | str | None, url: str = URL) -> None:
@@ -130,6 +114,5 @@ def download_oxford102(root: Path | str | None, url: str = URL) -> None:
                 if not (root / "jpg" / photo.name).exists():
                     photo.replace(root / "jpg" / photo.name)
     except (OSError, tarfile.TarError) as error:
-        raise InputError(
-            f"{archive} could not be unpacked into {root}: {error}; free the disk and try again"
-        ) from error
+        text = f"{archive} could not be unpacked into {root}: {error}; free the disk and try again"
+        raise InputError(text) from error

@@ -59,9 +59,7 @@ def read_stanford_cars(
     elif prefix is not None:
         table, annotated = _from_folders(root / prefix, allow_missing), False
     else:
-        raise InputError(
-            f"data.root: {root} has no devkit/cars_train_annos.mat, train/ or car_data/car_data/train/. {HINT}"
-        )
+        raise InputError(f"data.root: {root} has no devkit/cars_train_annos.mat and no folder train. {HINT}")
     expected = dict(known or {})
     if annotated and not (table.rows["split"] == "test").any():
         log.warning(
@@ -96,8 +94,8 @@ def _from_mats(root: Path) -> Table:
 def _read_annotations(file: Path) -> pd.DataFrame:
     """Return path (the file's name), model (id) and the 1-based box of each photo."""
     (cells,) = read_mat(file, "annotations")
-    boxes = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"]
-    fields = dict(zip(["path", "model", *BOX], ["fname", "class", *boxes], strict=True))
+    fields = {"path": "fname", "model": "class"}
+    fields |= zip(BOX, ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"], strict=True)
     missing = set(fields.values()) - set(cells.dtype.names or ())
     if missing:
         raise InputError(f"{file}: its annotations have no field {min(missing)!r}; get it again")
@@ -140,11 +138,8 @@ def _csv_lines(file: Path, header: list[str], widths: set[int]) -> list[list[str
 
 def _from_folders(folder: Path, allow_missing: bool) -> Table:
     table = read_folder(folder, allow_missing=allow_missing)
-    names = np.array(
-        [WITH_SLASH if _key(name) == _key(WITH_SLASH) else name for name in table.class_labels["class"].names],
-        dtype=object,
-    )
-    rows = table.rows.assign(model=names[table.rows["class"]]).drop(columns="class")
+    names = [WITH_SLASH if _key(name) == _key(WITH_SLASH) else name for name in table.class_labels["class"].names]
+    rows = table.rows.assign(model=np.array(names, dtype=object)[table.rows["class"]]).drop(columns="class")
     return _table(folder, rows, {name: name for name in names})
 
 
@@ -159,8 +154,7 @@ def _table(root: Path, rows: pd.DataFrame, names: Mapping[str, str]) -> Table:
     rows["model"], models = encode(rows["model"], names)
     rows["make"], makes = encode(np.array([make_of(name) for name in models.names], dtype=object)[rows["model"]])
     models = with_parent(rows, "model", models, "make")
-    if BOX[0] in rows:
-        # Boxes become 0-based, with right and bottom excluded
+    if BOX[0] in rows:  # they become 0-based, with right and bottom excluded
         rows[BOX] = rows[BOX].to_numpy(np.float32) - np.array([1, 1, 0, 0], np.float32)
     return Table("stanford_cars", root, rows, {"make": makes, "model": models}, "model")
 

@@ -5,6 +5,8 @@ where the comma does not separate, it may be the decimal point. The first line n
 """
 
 import csv
+import itertools
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,17 +56,12 @@ class TableFile:
 
     def require(self, names: Iterable[str]) -> None:
         """Raise InputError for a column that is absent or there twice, and for boxes without all four sides."""
-        sides = [name for name in BOX if name in self.columns]
-        if sides and len(sides) < len(BOX):
-            lacking = next(name for name in BOX if name not in sides)
-            raise InputError(
-                f"{self.key}: {self.file} has no column {lacking!r}, and a box needs {', '.join(BOX)}; its columns: "
-                f"{', '.join(self.columns)}"
-            )
-        for name in map(nfc, [*names, *sides]):
+        sides = BOX if any(name in self.columns for name in BOX) else []
+        for name in map(nfc, [*sides, *names]):
             if name not in self.columns:
+                box = f", and a box needs {', '.join(BOX)}" if name in sides else ""
                 there = ", ".join(self.columns) or "none"
-                raise InputError(f"{self.key}: {self.file} has no column {name!r}; its columns: {there}")
+                raise InputError(f"{self.key}: {self.file} has no column {name!r}{box}; its columns: {there}")
             if self.columns.count(name) > 1:
                 raise InputError(f"{self.key}: {self.file} has two columns {name!r}; rename one")
 
@@ -81,18 +78,14 @@ class TableFile:
         indices = {name: self.columns.index(nfc(name)) for name in wanted}
         rows = self._text_rows() if self.separator else self._parquet_rows(sorted(set(indices.values())))
         for line, cells in rows:
-            num = len(cells)
-            row = {name: cells[i] if i < num else "" for name, i in indices.items()}
+            row = {name: cells[i] if i < len(cells) else "" for name, i in indices.items()}
             for name, cell in row.items():
-                if name == "path":
-                    if not cell.strip():
-                        raise InputError(f"{self.location(line)} has no path; fill the column path")
-                    if "\0" in cell:
-                        raise self.not_utf8(line, cell)
-                elif not is_utf8(cell):
+                is_path = name == "path"
+                if is_path and not cell.strip():
+                    raise InputError(f"{self.location(line)} has no path; fill the column path")
+                if "\0" in cell if is_path else not is_utf8(cell):
                     raise self.not_utf8(line, cell)
-                else:
-                    row[name] = cell.strip()
+                row[name] = cell if is_path else cell.strip()
             yield line, row
 
     def number(self, row: dict[str, str], name: str, line: int) -> float:
@@ -107,12 +100,12 @@ class TableFile:
 
     def box(self, row: dict[str, str], line: int) -> tuple[float, float, float, float] | None:
         """Return left, top, right, bottom; None if all are empty."""
-        left, top, right, bottom = sides = tuple(self.number(row, name, line) for name in BOX)
-        empty = [side != side for side in sides]
-        if any(empty) and not all(empty):
+        left, top, right, bottom = (self.number(row, name, line) for name in BOX)
+        num_empty = sum(map(math.isnan, (left, top, right, bottom)))
+        if num_empty in (1, 2, 3):
             given = " ".join(row[name] or "-" for name in BOX)
             raise InputError(f"{self.location(line)}: the box {given} is not four numbers; fill it, or leave all empty")
-        return None if any(empty) else (left, top, right, bottom)
+        return None if num_empty else (left, top, right, bottom)
 
     def split(self, row: dict[str, str], line: int) -> str:
         """Return the split: train, val, test or ""."""
@@ -126,9 +119,8 @@ class TableFile:
         return f"{self.key}: {self.file}, {'row' if self.file.suffix.lower() == PARQUET else 'line'} {line}"
 
     def not_utf8(self, line: int, cell: str) -> InputError:
-        return InputError(
-            f"{self.location(line)}: '{text_of_path(cell)}' is not in the encoding UTF-8; save the table as UTF-8"
-        )
+        cell = text_of_path(cell)
+        return InputError(f"{self.location(line)}: '{cell}' is not in the encoding UTF-8; save the table as UTF-8")
 
     def two_classes(self, label: str, one: tuple[int, str, str], other: tuple[int, str, str]) -> InputError:
         """Return the error for a photo of two classes. one, other: line, path as it is written there, and class."""
@@ -150,26 +142,23 @@ class TableFile:
                     if any(cell and not cell.isspace() for cell in record):
                         yield reader.line_num, record
             except csv.Error as error:
-                raise InputError(
-                    f"{self.location(reader.line_num)} can't be read as CSV ({error}); correct it"
-                ) from None
+                line = self.location(reader.line_num)
+                raise InputError(f"{line} can't be read as CSV ({error}); correct it") from None
 
     def _header(self, separator: str) -> list[str]:
         line, record = next(self._records(separator, strict=False), (1, []))
         names = [nfc(cell.strip()) for cell in record]
         while names and not names[-1]:
             names.pop()
-        odd = next((name for name in names if not is_utf8(name) or "\0" in name), None)
-        if odd is not None:
-            raise self.not_utf8(line, odd)
+        for name in names:
+            if not is_utf8(name) or "\0" in name:
+                raise self.not_utf8(line, name)
         return names
 
     def _text_rows(self) -> Iterator[tuple[int, Sequence[str]]]:
-        records = self._records(self.separator)
-        next(records, None)
         num_columns = len(self.columns)
-        for line, cells in records:
-            if len(cells) > num_columns and any(cell.strip() for cell in cells[num_columns:]):
+        for line, cells in itertools.islice(self._records(self.separator), 1, None):
+            if any(cell.strip() for cell in cells[num_columns:]):
                 raise InputError(
                     f"{self.location(line)} has {len(cells)} cells and the first line {num_columns}; put double quotes "
                     f"around a cell that holds the separator {self.separator!r}"

@@ -2,7 +2,6 @@
 # Strings, as building Paths of a million files would take longer than the disk:
 # ruff: noqa: PTH110, PTH114, PTH118, PTH122
 
-import errno
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -23,23 +22,21 @@ PHOTO_EXTENSIONS = (
     *(HEIC_EXTENSIONS if find_spec("pillow_heif") else ()),
 )  # fmt: skip
 
-ITSELF = "a link to itself"
-
 
 @dataclass
 class LeftOut:
     """The files and links that a walk skipped.
 
-    others: other files, by extension. heic: the number of photos without decoder. links: {link to a folder: where that
-    folder is read instead}; dangling: broken links, except those named like photos, which are reported as missing when
-    read.
+    others: other files, by extension. heic: photos without decoder. links: {link to a folder: where that folder is read
+    instead}; dangling: links that lead nowhere, except those named like photos, which are reported as missing when
+    read. first: an example path for "others" and "heic".
     """
 
     others: Counter[str] = field(default_factory=Counter)
     heic: int = 0
     links: dict[str, str] = field(default_factory=dict)
     dangling: list[str] = field(default_factory=list)
-    first: dict[str, str] = field(default_factory=dict)  # example path for "others" and "heic"
+    first: dict[str, str] = field(default_factory=dict)
 
     def line(self) -> str:
         """Report all of it in one line, "" where nothing was left out."""
@@ -62,7 +59,7 @@ class LeftOut:
         """Count a file that is not read."""
         extension = os.path.splitext(path)[1].lower()
         if is_link and not os.path.exists(path):
-            self.links.setdefault(path, ITSELF) if _leads_to_itself(path) else self.dangling.append(path)
+            self.dangling.append(path)
         elif extension in HEIC_EXTENSIONS:
             self.heic += 1
             self.first.setdefault("heic", text_of_path(path))
@@ -71,20 +68,17 @@ class LeftOut:
             self.first.setdefault("others", text_of_path(path))
 
 
-def walk(folder: str, left_out: LeftOut, only: Collection[str] | None = None) -> Iterator[str]:
+def walk(folder: str, left_out: LeftOut, only: Collection[str] = ()) -> Iterator[str]:
     """Yield the photos in the folder and below, recognised by extension; files and folders mixed, by name.
 
     Hidden files and folders are ignored. Links are followed, and each real folder is read once: under its own name if
     it lies in `folder`, else under the first link to it; never a folder that contains `folder`. left_out: collects what
-    is skipped. only: the sub-folders to read; None: everything. Memory holds the names in one folder and its parents,
+    is skipped. only: the sub-folders to read; empty: everything. Memory holds the names in one folder and its parents,
     and of linked folders. Raises InputError for a folder that can't be read.
     """
     top = os.path.realpath(folder)
-    if only is None:
-        homes = {top: folder}
-    else:
-        inside = {name: os.path.join(folder, name) for name in only}
-        homes = {os.path.join(top, name): path for name, path in inside.items() if not os.path.islink(path)}
+    inside = {os.path.join(top, name): os.path.join(folder, name) for name in only}
+    homes = {real: path for real, path in inside.items() if not os.path.islink(path)} if inside else {top: folder}
     through_links: dict[str, str] = {}  # real path -> the path it is read under, of folders outside of the homes
     pending = [(folder, False, iter(_entries(folder, top, only)))]
     while pending:
@@ -108,31 +102,22 @@ def walk(folder: str, left_out: LeftOut, only: Collection[str] | None = None) ->
             pending.append((path, by_link, iter(_entries(path, real))))
 
 
-def _entries(folder: str, real: str, only: Collection[str] | None = None) -> list[tuple[str, str | None, bool]]:
+def _entries(folder: str, real: str, only: Collection[str] = ()) -> list[tuple[str, str | None, bool]]:
     """List what is in the folder, by name: (name, real path of a folder or None, is a link)."""
     found = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or (only is not None and entry.name not in only):
+                if entry.name.startswith(".") or (only and entry.name not in only):
                     continue
                 is_link, target = entry.is_symlink(), None
                 if is_folder(entry):
                     target = os.path.realpath(entry.path) if is_link else os.path.join(real, entry.name)
                 found.append((entry.name, target, is_link))
     except OSError as error:
-        raise InputError(
-            f"{text_of_path(folder)}: the folder can't be read ({error.strerror}); its photos are missing"
-        ) from None
+        text = f"{text_of_path(folder)}: the folder can't be read ({error.strerror}); correct its permissions"
+        raise InputError(text) from None
     return sorted(found, key=lambda entry: entry[0])
-
-
-def _leads_to_itself(link: str) -> bool:
-    try:
-        os.stat(link)  # noqa: PTH116
-    except OSError as error:
-        return error.errno == errno.ELOOP
-    return False
 
 
 def is_photo(name: str) -> bool:

@@ -41,8 +41,8 @@ WAIT_WITHIN = timedelta(days=7)  # for the first process, which may be downloadi
 LAUNCHER_ENDS_WITHIN_S = 5.0
 VARIABLES = {"torchrun": ("RANK", "WORLD_SIZE"), "srun": ("SLURM_PROCID", "SLURM_NTASKS")}
 
-_waiting: Any = None  # a group of all processes, to wait in for long
-_held: list[int] = []  # signals that came after an error
+_patient_group: Any = None  # of all processes, in which they may wait for days
+_held_signals: list[int] = []  # those that came after an error
 
 
 def launcher() -> str | None:
@@ -197,19 +197,19 @@ def _run_agent(num: int, num_machines: int, machine: int, address: str) -> NoRet
             return started
 
     backend, name = ("static", None) if num_machines > 1 else ("c10d", "localhost")
-    where = RendezvousParameters(
+    parameters = RendezvousParameters(
         backend, address, "carvision", num_machines, num_machines, name,
         rank=machine, timeout=START_WITHIN.seconds,
     )  # fmt: skip
     try:
-        meeting = get_rendezvous_handler(where)
+        rendezvous = get_rendezvous_handler(parameters)
         if num_machines > 1:
-            meeting.next_rendezvous()  # wait for the other machines while a signal still ends this process
+            rendezvous.next_rendezvous()  # wait for the other machines while a signal still ends this process
     except dist.DistError as error:
         raise _unreachable(error) from None
     with tempfile.TemporaryDirectory(prefix="carvision-") as folder:
         spec = WorkerSpec(
-            "carvision", num, meeting, entrypoint=sys.executable,
+            "carvision", num, rendezvous, entrypoint=sys.executable,
             args=tuple(word.replace("$", "$$") for word in sys.orig_argv[1:]),  # the agent substitutes $names
             max_restarts=0, monitor_interval=POLL_S, local_addr=name,
         )  # fmt: skip
@@ -300,7 +300,7 @@ def run_together(trainer: dict) -> Iterator[None]:
 
 def _connect(accelerator: str) -> None:
     """Connect the processes. Lightning takes the connection that it finds."""
-    global _waiting
+    global _patient_group
     environment = create_environment()
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
     rank, num = environment.global_rank(), environment.world_size()
@@ -311,7 +311,7 @@ def _connect(accelerator: str) -> None:
         raise _unreachable(error) from None
     backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=num)
-    _waiting = dist.new_group(backend="gloo", timeout=WAIT_WITHIN)
+    _patient_group = dist.new_group(backend="gloo", timeout=WAIT_WITHIN)
     if on_gpus:
         atexit.register(dist.destroy_process_group)  # NCCL asks for it
 
@@ -331,9 +331,9 @@ def is_secondary_failure(error: BaseException) -> bool:
 
 def hold_signals(number: int | None) -> None:
     """Keep the launcher from ending this process before it has cleaned up after an error. number: what it has sent."""
-    _held.extend([number] if number else [])
+    _held_signals.extend([number] if number else [])
     for each in STOP_SIGNALS:
-        signal.signal(each, lambda number, _: _held.append(number))
+        signal.signal(each, lambda number, _: _held_signals.append(number))
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -349,9 +349,9 @@ def _fail(error: Exception) -> NoReturn:
         Path(file).write_text(json.dumps(report), encoding="utf-8")
     else:
         until = time.monotonic() + LAUNCHER_ENDS_WITHIN_S * (secondary or not is_first_process())
-        while not _held and time.monotonic() < until:  # srun ends this process if another has failed
+        while not _held_signals and time.monotonic() < until:  # srun ends this process if another has failed
             time.sleep(0.1)
-        if not (secondary and _held):
+        if not (secondary and _held_signals):
             print(text, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -376,6 +376,6 @@ def broadcast_at_start(compute: Callable[[], T]) -> T:
 
 
 def _wait_for_all() -> None:
-    if _waiting is not None:
+    if _patient_group is not None:
         sys.stdout.flush()  # the launcher may end all when one has ended
-        dist.barrier(group=_waiting)
+        dist.barrier(group=_patient_group)

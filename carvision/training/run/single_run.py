@@ -17,17 +17,17 @@ from carvision.files.atomic import link_or_copy, write_csv, write_json, write_te
 from carvision.files.folders import LAST
 from carvision.inference import model_file
 from carvision.reports.summary import print_closing, summarise_network
-from carvision.training.batch_size import with_batch_size, with_found_batch_size
+from carvision.training.batch_size import with_batch_size
 from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.callbacks import Clock
-from carvision.training.compile import first_step_seconds
+from carvision.training.compile import FirstStep
 from carvision.training.distributed.collectives import gather_objects
 from carvision.training.distributed.fsdp import enable_sharding, unshard
 from carvision.training.distributed.launch import first_process_first, is_first_process
 from carvision.training.features.cache import FeatureCache
 from carvision.training.features.linear_start import LinearStart, wants_linear_start
 from carvision.training.hardware import hardware_used, set_deterministic
-from carvision.training.module import LitClassifier
+from carvision.training.module import LitClassifier, callbacks_of
 from carvision.training.optim import Phase
 from carvision.training.run.checkpoints import require_space
 from carvision.training.run.folder import EXTENDING, METRICS, write_config
@@ -64,7 +64,8 @@ def train_single_run(
     resume_point, extended, settings_changed = None, None, ""
     if earlier:
         extended = earlier.metrics  # of a finished run, which is trained further
-        cfg = with_found_batch_size(cfg, earlier.config)
+        if cfg["data"]["batch_size"] == "auto":
+            cfg = with_batch_size(cfg, earlier.config["data"]["batch_size"])  # the one found, if any
         resume_point = resume_point_of(earlier, phases, cfg["callbacks"]["patience"])
         settings_changed = changed_step_settings(cfg, earlier)
     clock = Clock(folder / "seconds.json", extended and extended.get("seconds"))
@@ -99,7 +100,7 @@ def train_single_run(
         ended = fit_phases(trainer, lit, datamodule, resume_point, cfg["run"]["max_epochs_per_start"])
     finally:
         clock.lap("training")
-        clock.add("first_step", first_step_seconds(trainer))
+        clock.add("first_step", callbacks_of(trainer, FirstStep)[0].seconds)
         if first:
             clock.save()  # for the next start, if this one does not finish
     if not ended:
@@ -154,7 +155,7 @@ def _finish(
         metrics |= {"cost": clock.seconds["total"] / 3600 * price, "price_per_hour": price}
     bad = {path: reason for part in gather_objects(datamodule.bad_images) for path, reason in part.items()}
     if is_first_process():
-        print_closing(metrics, cast(Any, lit.labels), folder)
+        print_closing(metrics, cast(Any, lit.labels), folder, keras=cfg["run"]["keras_metrics"])
         if bad:
             file = folder / "bad_images.csv"
             write_csv(file, pd.DataFrame({"path": list(bad), "reason": list(bad.values())}))

@@ -2,10 +2,9 @@
 
 import logging
 import os
-import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +43,13 @@ log = logging.getLogger(__name__)
 WORTH_KEEPING = ("*.ckpt", "history.csv", "nonfinite_loss.csv")
 
 
-def train(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
+def train(
+    cfg: dict, name: str, callbacks: Sequence[Callback] = (), finish: Callable[[Path], None] | None = None
+) -> Path:
     """Train as the plain config says; print the run's folder last, and return it.
 
-    name: for the default folder runs/<name>/<time>. callbacks: called before the run's own. Exits with 128 + its number
-    after a signal, as schedulers expect.
+    name: for the default folder runs/<name>/<time>. callbacks: called before the run's own. finish: called with the
+    folder of a finished run, in the first process. Exits with 128 + its number after a signal, as schedulers expect.
     """
 
     def choose_folder() -> tuple[str, bool, bool]:
@@ -72,10 +73,17 @@ def train(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
         chosen, resume, made = broadcast_at_start(choose_folder)
         folder = Path(chosen)
         with disk_errors(folder), nondeterministic_operation_errors():
-            return _run_in(folder, cfg, resume, made, callbacks)
+            return _run_in(folder, cfg, resume, made, callbacks, finish)
 
 
-def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequence[Callback]) -> Path:
+def _run_in(
+    folder: Path,
+    cfg: dict,
+    resume: bool,
+    made: bool,
+    callbacks: Sequence[Callback],
+    finish: Callable[[Path], None] | None,
+) -> Path:
     first = is_first_process()
     lock = lock_run_folder(folder) if first else None
     ending = None
@@ -108,20 +116,12 @@ def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequen
         if not is_finished(folder):
             reason = f" ({ending})" if ending else ""
             log.info("the run is not finished%s; the same command with run.dir=%s resumes it", reason, folder)
-        elif not callbacks:  # a trial's report is the search's
-            print(next_commands(folder))
+        elif finish:
+            finish(folder)
         print(f"run: {folder}")
     if ending and ending.signal:
         sys.exit(128 + ending.signal)
     return folder
-
-
-def next_commands(folder: Path) -> str:
-    """Return what to type after a run, for the terminal."""
-    run = shlex.quote(str(folder))
-    if not (folder / "model.json").exists():  # of several folds or seeds
-        return f"next: carvision compare {run}"
-    return f"next: carvision report {run}\n      carvision predict {run} photo.jpg"
 
 
 def _run_parts(cfg: dict, folder: Path, earlier: EarlierRun | None, callbacks: Sequence[Callback]) -> None:

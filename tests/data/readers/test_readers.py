@@ -130,13 +130,8 @@ def test_oxford102_in_the_original_layout_and_lists_that_do_not_fit_the_labels(t
         read_oxford102(tmp_path, known=None)
 
 
-def test_oxford102_in_folders_with_names_of_its_own_and_a_class_beyond_the_102(tmp_path):
-    layouts.write_oxford102_folders(tmp_path, {"2": "second", "102": "last", "1": "first"})
-    assert read_oxford102(tmp_path, known=None).labels["class"].names == ("first", "second", "last")
-    (tmp_path / "cat_to_name.json").write_text("[1, 2]")
-    with pytest.raises(InputError, match=r"cat_to_name.json is not a JSON object"):
-        read_oxford102(tmp_path, known=None)
-    (tmp_path / "cat_to_name.json").unlink()
+def test_oxford102_in_folders_with_a_class_beyond_the_102(tmp_path):
+    layouts.write_oxford102_folders(tmp_path)
     write_photo(tmp_path / "train" / "rose" / "x.jpg")
     with pytest.raises(InputError, match=r"class 'rose' .*is not one of 1 to 102"):
         read_oxford102(tmp_path, known=None)
@@ -147,5 +142,4 @@ def test_oxford102_as_it_is():
     table = read_oxford102(root)  # asserts the known counts
     assert table.labels["class"].ids == tuple(map(str, range(1, 103)))
     assert table.labels["class"].names[table.rows["class"].iloc[0]] == "passion flower"  # label 77
-    names = json.loads((root / "cat_to_name.json").read_text())
-    assert [names[str(i)] for i in range(1, 103)] == NAMES
+    assert json.loads((root / "cat_to_name.json").read_text()) == NAMES

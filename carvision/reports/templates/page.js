@@ -1,4 +1,4 @@
-"use strict";
+"use strict"; // The parts of all pages that can be used: each is left alone where a page has none
 // Tables: sort by a column, filter by text
 const collator = new Intl.Collator(undefined, { numeric: true });
 for (const table of document.querySelectorAll("table.sortable")) {
@@ -7,17 +7,21 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const down = header.getAttribute("aria-sort") === "ascending";
     headers.forEach((other) => other.removeAttribute("aria-sort"));
     header.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+    const numeric = header.classList.contains("number");
+    const value = (row) => {
+      const text = row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+      return numeric ? parseFloat(text.replaceAll(",", "")) : text;
+    };
     const compare = (a, b) => {
       const [x, y] = [value(a), value(b)];
-      if (x === "nan" || y === "nan") return (x === "nan") - (y === "nan"); // undefined values last, either way
-      const order = "value" in a.cells[column].dataset ? x - y : collator.compare(x, y);
+      if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // unknown values last, either way
+      const order = numeric ? x - y : collator.compare(x, y);
       return down ? -order : order;
     };
     table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));
   }));
 }
-for (const controls of document.querySelectorAll("#classes .controls")) {
+for (const controls of document.querySelectorAll(".controls:has(.filter)")) {
   const filter = controls.querySelector(".filter"), only = controls.querySelector(".only-wrong");
   const rows = [...document.getElementById(filter.getAttribute("aria-controls")).tBodies[0].rows];
   const texts = rows.map((row) => row.textContent.toLowerCase());
@@ -25,13 +29,13 @@ for (const controls of document.querySelectorAll("#classes .controls")) {
     const wanted = filter.value.trim().toLowerCase();
     let shown = 0;
     rows.forEach((row, i) => {
-      row.hidden = !texts[i].includes(wanted) || (only.checked && row.dataset.wrong === "0");
+      row.hidden = !texts[i].includes(wanted) || (only?.checked && row.dataset.wrong === "0");
       shown += !row.hidden;
     });
     controls.querySelector("[role=status]").textContent = shown < rows.length ? `${shown} of ${rows.length}` : "";
   };
   filter.addEventListener("input", show);
-  only.addEventListener("change", show);
+  only?.addEventListener("change", show);
 }
 
 // Confusion matrices
@@ -47,7 +51,15 @@ for (const part of document.querySelectorAll(".confusion")) {
   }
   let shown = [], places = new Map(), px = 1, margin = 0, at = null;
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
-  const shorten = (name, letters) => (name.length > letters ? `${name.slice(0, letters - 1)}\u2026` : name);
+  const shorten = (name, room) => { // to so many pixels, by whole characters
+    const letters = [...name];
+    let shown = name;
+    while (letters.length > 1 && draw.measureText(shown).width > room) {
+      letters.pop();
+      shown = `${letters.join("").trimEnd()}\u2026`;
+    }
+    return shown;
+  };
   const render = () => {
     shown = data.orders[order.value].filter((code) => !only.checked || wrong.has(code));
     places = new Map(shown.map((code, i) => [code, i]));
@@ -78,7 +90,7 @@ for (const part of document.querySelectorAll(".confusion")) {
       draw.fillStyle = style("--text"); draw.font = `${Math.min(12, px + 2)}px system-ui, sans-serif`;
       draw.textBaseline = "middle";
       shown.forEach((code, i) => {
-        const name = shorten(data.names[code], Math.floor(margin / 6.6));
+        const name = shorten(data.names[code], margin - 8);
         draw.textAlign = "right";
         draw.fillText(name, margin - 4, margin + px * (i + 0.5));
         draw.save();
@@ -133,7 +145,9 @@ for (const part of document.querySelectorAll(".slider")) {
   const percent = (value) => `${(100 * value).toFixed(1)} %`;
   const show = () => {
     const [accuracy, share] = steps[range.value];
-    part.querySelector("output").textContent = (range.value / 100).toFixed(2);
+    const threshold = (range.value / 100).toFixed(2);
+    part.querySelector("output").textContent = threshold;
+    range.setAttribute("aria-valuetext", threshold);
     answer.textContent = accuracy === null ? "No photo is that sure."
       : `${percent(share)} of the ${photos.toLocaleString("en")} photos get an answer, of which ${percent(accuracy)} are right.`;
   };

@@ -1,0 +1,1 @@
+"""Show which parts of a photo a prediction rests on."""
