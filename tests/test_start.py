@@ -68,6 +68,11 @@ def test_carvision_lists_its_commands_and_imports_nothing_heavy():
     assert text.endswith("type: carvision train data=folder 'a b'\n")
 
 
+def test_importing_carvision_imports_nothing_else():
+    _, imported = python("-c", "import carvision; carvision.fit, carvision.load, carvision.Run")
+    assert {name for name in imported if name.startswith("carvision")} == {"carvision"} and not imported & HEAVY
+
+
 LINES = {  # what people type: what the error tells them to type
     "photos": "data=folder data.root=photos",
     "photos --epochs 5": "data=folder data.root=photos trainer.max_epochs=5",
