@@ -12,6 +12,7 @@ from carvision.evaluation.predict import boxes_of
 from carvision.evaluation.report import calibration_tables, metric_tables
 from carvision.files.atomic import write_csv
 from carvision.reports.page import write_template
+from carvision.reports.photos import thumbnail
 from carvision.run_report.examples import (
     MAX_GALLERY,
     NUM_LABEL_ERRORS,
@@ -26,7 +27,6 @@ from carvision.run_report.examples import (
 )
 from carvision.run_report.facts import curves, data_sheet, run_facts, run_warnings
 from carvision.run_report.gather import RunResults, gather
-from carvision.run_report.photos import thumbnail
 from carvision.run_report.verdict import threshold_of, verdict
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ def fold(text: str, file: TextIO, indent: str = "  ") -> str:
 
 
 def _lines(text: str, width: int, indent: str) -> list[str]:
-    gaps = re.findall(r"(?<=\S) +(?=[^\s%])", text)  # a number stays with its %
+    gaps: list[str] = re.findall(r"(?<=\S) +(?=[^\s%])", text)  # a number stays with its %
     if num_cells(text) <= width or not gaps:
         return [text]
     gap = max(gaps, key=len)

@@ -137,7 +137,8 @@ class EpochLines(pl.Callback):
             parts.append(f"{split} loss {'–' if loss is None else f'{loss:.3f}'}")
             for name, label in module.labels.items():
                 if "ids" in label:
-                    parts.append(f"{name} {percent(metrics.get(f'{split}/{name}/top1'))} %")
+                    top1 = metrics.get(f"{split}/{name}/top1")
+                    parts.append(f"{name} {percent(None if top1 is None else float(top1))} %")
                 else:
                     error = metrics.get(f"{split}/{name}/mae")
                     parts.append(f"{name} mae {'–' if error is None else f'{error:.4g}'}")
