@@ -57,6 +57,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--temperature", choices=["stored", "fit", "none"], default="stored",
         help="stored in the model, or fitted on the run's validation photos if there is none (default); fit: fit again",
     )  # fmt: skip
+    add("--keras", action="store_true", help="also show precision and recall as Keras counts them (all p > 0.5)")
     add_device(parser)
     options = parse_with_overrides(parser, arguments)
     pairs = [word.partition("=") for word in options.label]

@@ -69,6 +69,7 @@ def test_train_alone_trains_on_the_demo_data(run_module, demo_photos, tmp_path):
     assert "make/top1" in json.loads((folder / "metrics.json").read_text())["test"]
     assert "all heads right" in done.stdout and "marginal" in done.stdout
     assert "Warning" not in done.stderr, done.stderr
+    assert "test photos" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_ctrl_c_keeps_the_epochs_that_are_done(demo_photos, tmp_path):

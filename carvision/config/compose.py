@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -17,6 +18,7 @@ import yaml
 from carvision.config.overrides import expand_home, explain, with_quoted_paths
 from carvision.config.schema import ALLOWED, check_values, is_mapping, is_path
 from carvision.errors import InputError, drop_output, one_line, one_line_errors, suggest
+from carvision.system.terminal import fold
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -278,13 +280,28 @@ def answers_itself(words: list[str], config_name: str) -> bool:
 
 
 def help_of(config_name: str) -> str:
-    """Return the help text of conf/<config_name>.yaml, with all groups; Hydra would compose a configuration first."""
+    """Return the help text of conf/<config_name>.yaml, with its own keys or all groups, for standard output.
+
+    Hydra would compose a configuration first.
+    """
     top = conf_dir()
+    text = (top / f"{config_name}.yaml").read_text(encoding="utf-8")
+    template = yaml.safe_load(text)["hydra"]["help"]["template"].replace("$OWN_KEYS", _own_keys(text))
     folders = [folder for folder in sorted(top.rglob("*")) if folder.is_dir() and folder.name not in NOT_GROUPS]
     groups = {name: options_of(name) for name in (folder.relative_to(top).as_posix() for folder in folders)}
     lines = [f"{name}: {', '.join(options)}\n" for name, options in groups.items() if options]
-    template = yaml.safe_load((top / f"{config_name}.yaml").read_text(encoding="utf-8"))["hydra"]["help"]["template"]
-    return template.replace("$APP_CONFIG_GROUPS", "".join(lines))
+    template = template.replace("$DATA_SETS", ", ".join(groups["data"]))
+    return fold(template.replace("$APP_CONFIG_GROUPS", "".join(lines)), sys.stdout)
+
+
+def _own_keys(text: str) -> str:
+    """Return the keys at the top of a file of conf/ with their defaults and comments, for its help."""
+    keys = re.findall(r"^(\w+): *(.*?) +# (.*)$", text.partition("\nhydra:")[0], re.MULTILINE)
+    width = max((len(f"{key}={value}") for key, value, _ in keys), default=0)
+    texts = (textwrap.wrap(comment, 80 - width - 4, break_on_hyphens=False) for *_, comment in keys)
+    gap = "\n" + " " * (width + 4)
+    return "\n".join(f"  {f'{key}={value}':<{width}}  {gap.join(text)}"
+                     for (key, value, _), text in zip(keys, texts, strict=True))  # fmt: skip
 
 
 def _without_paths(line: str) -> str:

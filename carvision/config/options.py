@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from carvision.config.overrides import expand_options
+from carvision.files.log import Terminal
+from carvision.system.terminal import fold
 
 
 def create_parser(command: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:
     """Return a parser for `python -m carvision.<command>`, whose --help keeps the description's lines."""
     return argparse.ArgumentParser(
-        f"python -m carvision.{command}", usage=usage, description=description,
+        f"python -m carvision.{command}", usage=usage, description=fold(description, sys.stdout),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
 
@@ -76,4 +78,4 @@ def parse_with_overrides(
 
 def log_to_stderr() -> None:
     """Print log messages on standard error, as they are."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", handlers=[Terminal()])

@@ -84,6 +84,7 @@ ALLOWED: dict[str, Check] = {
     "run.checkpoint_every_minutes": optional(number(0)),
     "run.max_minutes": optional(number(0)),
     "run.max_epochs_per_start": optional(whole(1)),
+    "run.keras_metrics": flag,
     "run.price_per_hour": optional(number(0)),
     "run.seeds": optional(distinct(list_of(whole(0, 2**32 - 1)))),
     "run.test": flag,

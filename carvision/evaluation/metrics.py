@@ -1,6 +1,8 @@
-"""The loss of an evaluation, the metrics of each class, and which classes are confused."""
+"""The loss of an evaluation, the results of each head and class, and which classes are confused."""
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,12 +13,36 @@ from carvision.config.schema import check_values
 from carvision.data.table import LabelDescription
 from carvision.errors import InputError
 from carvision.evaluation.auc import areas_of_classes, scores_of
+from carvision.evaluation.calibration import area_under_risk, coverage_table
 from carvision.evaluation.predict import Predictions
 from carvision.inference.description import ModelDescription
+from carvision.inference.model_file import parents_of
 from carvision.losses.classification import create_loss, smooth_l1
 from carvision.metrics.heads import num_ahead
+from carvision.models.decoding import decode
 
 CHUNK = 4096  # photos at a time, as losses and rows need several times the memory of the logits
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """The results of one head with classes, over its N photos.
+
+    predicted: int64 (N,), of all photos. confidence, right: (n,), of those whose class is known. cells, pairs,
+    coverage: from confusions, confused_pairs and coverage_table. aurc: area under the risk-coverage curve.
+    within_parent: fraction of the mistakes that name a class of the true parent, NaN without a parent or mistakes.
+    note: a line below the confusion matrix.
+    """
+
+    predicted: Tensor
+    confidence: np.ndarray
+    right: np.ndarray
+    cells: pd.DataFrame
+    pairs: pd.DataFrame
+    coverage: pd.DataFrame
+    aurc: float
+    within_parent: float
+    note: str
 
 
 def evaluation_loss(about: ModelDescription, averages: bool) -> dict:
@@ -147,3 +173,27 @@ def confused_pairs(cells: pd.DataFrame) -> pd.DataFrame:
             rows.append((a, b, photos, back, photos + back))
     table = pd.DataFrame(rows, columns=["a", "b", "a_as_b", "b_as_a", "photos"])
     return table.sort_values(["photos", "a_as_b"], ascending=False, kind="stable").reset_index(drop=True)
+
+
+def head_results(predictions: Predictions, labels: dict[str, LabelDescription], rule: str) -> dict[str, HeadResult]:
+    """Return the results of the heads with classes of which some photo's class is known. rule: the decoding rule."""
+    heads = [head for head, label in labels.items() if "ids" in label]
+    decoded, results = decode({head: predictions.logits[head] for head in heads}, parents_of(labels), rule), {}
+    for head in heads:
+        known, parent = predictions.known(head), labels[head].get("parent")
+        if not known.any():
+            continue
+        targets, guess = predictions.targets[head][known], decoded[head][known]
+        confidence = predictions.probs(head)[known].gather(1, guess[:, None])[:, 0].numpy()
+        right = (guess == targets).numpy()
+        cells = confusions(targets.numpy(), guess.numpy())
+        mistakes, within = int((~right).sum()), math.nan
+        note = f"{len(right):,} photos, {mistakes:,} mistakes ({100 * mistakes / len(right):.1f} %)"
+        if parent in labels:
+            within = share_within_parent(cells, labels[head]["parent_codes"])
+            note += f"; {100 * within:.1f} % of the mistakes stay within the true {parent}" if mistakes else ""
+        coverage, aurc = coverage_table(confidence, right), area_under_risk(confidence, right)
+        results[head] = HeadResult(
+            decoded[head], confidence, right, cells, confused_pairs(cells), coverage, aurc, within, f"{note}."
+        )
+    return results

@@ -1,34 +1,24 @@
 """Write an evaluation: metrics with intervals, tables on the terminal and in files, plots of each head with classes."""
 
-import math
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.text import Text
-from torch import Tensor
 
 from carvision.data.table import LabelDescription
 from carvision.evaluation.bootstrap import LEVEL, Measured
-from carvision.evaluation.calibration import area_under_risk, coverage_table, reliability
-from carvision.evaluation.metrics import (
-    class_order,
-    class_table,
-    confused_pairs,
-    confusions,
-    parent_names,
-    share_within_parent,
-)
+from carvision.evaluation.calibration import reliability
+from carvision.evaluation.metrics import HeadResult, class_order, class_table, head_results, parent_names
+from carvision.evaluation.page.write import write_evaluation_page
 from carvision.evaluation.pictures import NUM_PAIRS, plot_confusion, plot_coverage, plot_pairs, plot_reliability
 from carvision.evaluation.predict import Predictions
 from carvision.files.atomic import file_stems, open_new, write_csv
-from carvision.inference.model_file import parents_of
-from carvision.models.decoding import decode
-from carvision.reports.page import sections_of, write_markdown, write_page
-from carvision.reports.tables import JOINT, TextTable, percent, print_table, without_nan
+from carvision.reports.page import sections_of, write_markdown
+from carvision.reports.tables import JOINT, TextTable, has_rank, percent, print_table, without_nan
 
 Intervals = dict[str, tuple[float, float]]
 MAX_COLUMNS = 2  # heads with intervals that fit into 80 characters beside the metrics' names
@@ -51,28 +41,8 @@ BINS_NOTE = (
     "Calibration error: mean distance of confidence and accuracy in 15 bins. Bootstrap samples "
     "overestimate the error, so the interval is skewed upwards."
 )
+PAIRS_TITLE = "Confused pairs, {}"  # of a picture of their photos
 COVERAGE_NOTE = "Accuracy in %, and the lowest probability of the predicted class among these photos."
-
-
-@dataclass(frozen=True)
-class HeadResult:
-    """The results of one head with classes, over its N photos.
-
-    predicted: int64 (N,), of all photos. confidence, right: (n,), of those whose class is known. cells, pairs,
-    coverage: from confusions, confused_pairs and coverage_table. aurc: area under the risk-coverage curve.
-    within_parent: fraction of the mistakes that name a class of the true parent, NaN without a parent or mistakes.
-    note: a line below the confusion matrix.
-    """
-
-    predicted: Tensor
-    confidence: np.ndarray
-    right: np.ndarray
-    cells: pd.DataFrame
-    pairs: pd.DataFrame
-    coverage: pd.DataFrame
-    aurc: float
-    within_parent: float
-    note: str
 
 
 def write_evaluation(
@@ -84,12 +54,14 @@ def write_evaluation(
     rule: str,
     title: str,
     notes: Sequence[str] = (),
+    keras: bool = False,
 ) -> dict:
-    """Write results.txt, evaluation.{md,html}, the tables and the plots into the folder, and print the tables.
+    """Write results.txt, evaluation.{md,html}, the tables and the plots into the folder, and print the main table.
 
     Returns the content of evaluation.json, plain values. labels: {head: {"ids", "names", "parent", "parent_codes"}} or
     {head: {"unit", "mean", "std"}}, as in model.json. measured: their metrics, with the decoding rule `rule`. title:
-    one line, such as "stanford_cars_frozen on test". notes: shown below the title.
+    one line, such as "stanford_cars_frozen on test". notes: shown below the title. keras: show precision and recall as
+    Keras counts them, too.
 
     For each head with classes: per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png},
     reliability_<head>.png; for all of them coverage.png. A head without any known class has none.
@@ -106,15 +78,23 @@ def write_evaluation(
     for head, part in results.items():
         _write_tables(predictions, labels, head, part, stems[head], folder)
         pictures |= _draw_head(predictions, labels, head, part, title, stems[head], folder)
-    tables = metric_tables(metrics, intervals, labels)
+    tables = {
+        "metrics": metric_tables(metrics, intervals, labels, keras),
+        "calibration": calibration_tables(metrics, intervals, predictions.temperature, list(results)),
+        "coverage": coverage_tables(results),
+    }
+    printed = brief_tables(metrics, intervals, labels, keras, [f"{h}: {part.note}" for h, part in results.items()])
     if decodings:
-        tables.append(decoding_table(decodings, rule))
-    tables += calibration_tables(metrics, intervals, predictions.temperature, list(results))
-    tables += coverage_tables(results)
-    tables += [pairs_table(head, part.pairs, labels[head]["names"], part.note) for head, part in results.items()]
+        tables["metrics"].append(decoding_table(decodings, rule))
+    pairs = {head: pairs_table(head, part.pairs, labels[head]["names"], part.note) for head, part in results.items()}
     num_photos, num_unreadable = int(predictions.valid.sum()), int((~predictions.valid).sum())
     left_out = f"; {num_unreadable:,} more could not be read and are left out" if num_unreadable else ""
-    _write_texts(folder, title, [f"{num_photos:,} photos{left_out}.", *notes], tables, pictures)
+    about = " ".join(f"{note.rstrip('.')}." for note in [f"{num_photos:,} photos{left_out}.", *notes])
+    _write_texts(folder, title, about, [*itertools.chain(*tables.values()), *pairs.values()], printed, pictures)
+    sheets = {head: (table, pictures[PAIRS_TITLE.format(head)]) for head, table in pairs.items()}
+    page = folder / "evaluation.html"
+    write_evaluation_page(page, predictions, labels, results, tables, sheets, title, about)
+    print(f"page: {page}")
     return without_nan(
         {
             "photos": num_photos, "unreadable": num_unreadable, "figures": metrics, "intervals": intervals,
@@ -131,42 +111,16 @@ def write_evaluation(
 
 
 def _write_texts(
-    folder: Path, title: str, notes: Sequence[str], tables: Sequence[TextTable], pictures: dict[str, Path]
-) -> None:
-    """Write results.txt, evaluation.md and evaluation.html; print to the terminal."""
-    about = " ".join(f"{note.rstrip('.')}." for note in notes)
-    sections = sections_of(tables, pictures)
-    write_markdown(folder / "evaluation.md", title, about, sections)
-    write_page(folder / "evaluation.html", title, about, sections)
+    folder: Path, title: str, about: str, tables: Sequence[TextTable], printed: Sequence[TextTable],
+    pictures: dict[str, Path],
+) -> None:  # fmt: skip
+    """Write results.txt and evaluation.md; print the tables that are for the terminal."""
+    write_markdown(folder / "evaluation.md", title, about, sections_of(tables, pictures))
     with open_new(folder / "results.txt", "w", encoding="utf-8") as file:
-        for console in (Console(), Console(file=file, width=80)):
+        for console, shown in ((Console(), printed), (Console(file=file, width=80), tables)):
             console.print(Text(f"{title}. {about}"))
-            for table in tables:
+            for table in shown:
                 print_table(table, console)
-
-
-def head_results(predictions: Predictions, labels: dict[str, LabelDescription], rule: str) -> dict[str, HeadResult]:
-    """Return the results of the heads with classes of which some photo's class is known. rule: the decoding rule."""
-    heads = [head for head, label in labels.items() if "ids" in label]
-    decoded, results = decode({head: predictions.logits[head] for head in heads}, parents_of(labels), rule), {}
-    for head in heads:
-        known, parent = predictions.known(head), labels[head].get("parent")
-        if not known.any():
-            continue
-        targets, guess = predictions.targets[head][known], decoded[head][known]
-        confidence = predictions.probs(head)[known].gather(1, guess[:, None])[:, 0].numpy()
-        right = (guess == targets).numpy()
-        cells = confusions(targets.numpy(), guess.numpy())
-        mistakes, within = int((~right).sum()), math.nan
-        note = f"{len(right):,} photos, {mistakes:,} mistakes ({100 * mistakes / len(right):.1f} %)"
-        if parent in labels:
-            within = share_within_parent(cells, labels[head]["parent_codes"])
-            note += f"; {100 * within:.1f} % of the mistakes stay within the true {parent}" if mistakes else ""
-        coverage, aurc = coverage_table(confidence, right), area_under_risk(confidence, right)
-        results[head] = HeadResult(
-            decoded[head], confidence, right, cells, confused_pairs(cells), coverage, aurc, within, f"{note}."
-        )
-    return results
 
 
 def _draw_head(
@@ -190,8 +144,10 @@ def _draw_head(
     if temperature != 1:
         diagrams[f"temperature {temperature:.3g}"] = reliability(predictions.probs(head)[known], targets)
     plot_reliability(diagrams, f"{title}: {head}, confidence and accuracy", files["reliability"])
-    titles = {"confusion": "Confusion matrix", "confused": "Confused pairs", "reliability": "Confidence and accuracy"}
-    return {f"{titles[kind]}, {head}": file for kind, file in files.items()}
+    titles = {
+        "confusion": "Confusion matrix, {}", "confused": PAIRS_TITLE, "reliability": "Confidence and accuracy, {}",
+    }  # fmt: skip
+    return {titles[kind].format(head): file for kind, file in files.items()}
 
 
 def _write_tables(
@@ -223,24 +179,64 @@ def number(value: float) -> str:
 
 
 def metric_tables(
-    metrics: dict[str, float], intervals: Intervals, labels: dict[str, LabelDescription]
+    metrics: dict[str, float], intervals: Intervals, labels: dict[str, LabelDescription], keras: bool = False
 ) -> list[TextTable]:
-    """Return the tables of heads with classes, of all heads together, and of heads that estimate numbers."""
-    heads = [head for head, label in labels.items() if "ids" in label and f"{head}/top1" in metrics]
-    tables = _by_head("Metrics", heads, _cells(heads, SHOWN, metrics, intervals), BREAKS)
+    """Return the tables of heads with classes, of all heads together, and of heads that estimate numbers.
+
+    keras: with precision and recall as Keras counts them.
+    """
+    tables = _class_tables(metrics, intervals, labels, keras, BREAKS)
     if len(labels) > 1:
         rows = [[title, cell(metrics, intervals, name)] for name, title in OF_ALL.items() if name in metrics]
         tables.append(TextTable("All heads together", ["", "all heads"], rows))
+    tables += _number_tables(metrics, intervals, labels)
+    if tables and intervals:
+        tables[-1].notes.append(INTERVALS_NOTE)
+    return tables
+
+
+def brief_tables(
+    metrics: dict[str, float], intervals: Intervals, labels: dict[str, LabelDescription], keras: bool,
+    notes: Sequence[str],
+) -> list[TextTable]:  # fmt: skip
+    """Return the tables for the terminal: of the heads, with the metrics of all heads and `notes` in lines below."""
+    tables = _class_tables(metrics, intervals, labels, keras) + _number_tables(metrics, intervals, labels)
+    joint = [f"{title}: {cell(metrics, intervals, name)} %" for name, title in JOINT.items() if name in metrics]
+    if tables:
+        below = [". ".join(joint) + "."] if joint and len(labels) > 1 else []
+        tables[-1].notes.extend([*below, *notes, *([INTERVALS_NOTE] if intervals else [])])
+    return tables
+
+
+def _class_tables(
+    metrics: dict[str, float], intervals: Intervals, labels: dict[str, LabelDescription], keras: bool,
+    breaks: Sequence[str] = (),
+) -> list[TextTable]:  # fmt: skip
+    """Return the tables of heads with classes."""
+    classes = {
+        head: len(label["ids"]) for head, label in labels.items() if "ids" in label and f"{head}/top1" in metrics
+    }
+    rows = [
+        [
+            title,
+            *(cell(metrics, intervals, f"{head}/{name}") if has_rank(name, classes[head]) else "" for head in classes),
+        ]
+        for name, title in SHOWN.items()
+        if keras or not name.endswith("_at50")
+    ]
+    return _by_head("Metrics", list(classes), rows, breaks)
+
+
+def _number_tables(
+    metrics: dict[str, float], intervals: Intervals, labels: dict[str, LabelDescription]
+) -> list[TextTable]:
+    """Return the table of heads that estimate numbers, if there are any."""
     rows = [
         [f"{head}, {label['unit']}", *(cell(metrics, intervals, f"{head}/{name}") for name in ("mae", "rmse"))]
         for head, label in labels.items()
         if f"{head}/mae" in metrics
     ]
-    if rows:
-        tables.append(TextTable("Errors of numbers", ["", "mean", "root mean square"], rows))
-    if tables and intervals:
-        tables[-1].notes.append(INTERVALS_NOTE)
-    return tables
+    return [TextTable("Errors of numbers", ["", "mean", "root mean square"], rows)] if rows else []
 
 
 def _cells(

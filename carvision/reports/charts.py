@@ -15,25 +15,30 @@ WIDE_PX, NARROW_PX = (720, 300), (350, 250)  # width and height of the whole cha
 TOP_PX, BOTTOM_PX, RIGHT_PX, LETTER_PX = 12, 42, 14, 6.9  # margins; a letter's width at 12 px
 MARKERS = "osdvxp"  # of LOOKS, in their order
 LOOKS = 6  # colours of the style sheet, .look-0 to .look-5
+STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 MAX_MARKED = 40  # points of a line up to which each has a marker
 
 
 class Axis(NamedTuple):
     """An axis. title: with its unit; percent: values 0..1 shown in %; whole: ticks at whole numbers; limits: of the
-    scale, or those of the data."""
+    scale, or those of the data; ticks: at these values, as far as their texts don't overlap.
+
+    The title says if the scale is logarithmic, or (the upright one) begins above 0.
+    """
 
     title: str
     percent: bool = False
     whole: bool = False
     log: bool = False
     limits: tuple[float, float] | None = None
+    ticks: Sequence[float] = ()
 
 
 class Line(NamedTuple):
     """A line through points in the order of x, with a gap at each NaN of y.
 
-    look: its colour and marker. texts: of each point, shown when pointed at; without them its name and coordinates.
-    joined: False for points alone.
+    name: in the legend, "" for none. look: its colour and marker. texts: of each point, shown when pointed at; without
+    them its name and coordinates. joined: False for points alone. marked: False for a line alone.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Line(NamedTuple):
     dashed: bool = False
     texts: Sequence[str] = ()
     joined: bool = True
+    marked: bool = True
 
 
 class Rule(NamedTuple):
@@ -56,7 +62,7 @@ class Scale:
     """The positions of an axis' values between two pixels, and its ticks."""
 
     def __init__(self, axis: Axis, values: np.ndarray, first_px: float, last_px: float, num_ticks: int):
-        from matplotlib.ticker import LogLocator, MaxNLocator
+        from matplotlib.ticker import MaxNLocator
 
         self.axis = axis
         known = values[np.isfinite(values)]
@@ -64,18 +70,21 @@ class Scale:
             known = known[known > 0]
         low, high = axis.limits or ((known.min(), known.max()) if len(known) else (0.0, 1.0))
         if axis.log:
-            subs = (1.0, 2.0, 5.0) if high < 50 * low else (1.0,)
             low, high = low / 1.2, high * 1.2
-            ticks = LogLocator(subs=subs, numticks=max(3, num_ticks)).tick_values(low, high)
+            ticks = axis.ticks or _log_ticks(low, high, num_ticks)
         else:
             spread = high - low or abs(high) or 1.0
             if axis.limits is None:
                 low, high = low - 0.04 * spread, high + 0.04 * spread
-            ticks = MaxNLocator(num_ticks, integer=axis.whole, min_n_ticks=2).tick_values(low, high)
+            ticks = axis.ticks or MaxNLocator(num_ticks, steps=STEPS, integer=axis.whole, min_n_ticks=2).tick_values(
+                low, high
+            )
         slack = 1e-9 * (high - low)
         self.ticks = [float(tick) for tick in ticks if low - slack <= tick <= high + slack]
         self.first_px, self.last_px = first_px, last_px
         self.low, self.high = self._at(low), self._at(high)
+        self.title_from_0 = f"{axis.title}{' (log scale)' if axis.log else ' (not from 0)' if low > 0 else ''}"
+        self.title = f"{axis.title} (log scale)" if axis.log else axis.title
 
     def shows(self, value: float) -> bool:
         """Return whether the scale has a place for the value."""
@@ -96,13 +105,25 @@ class Scale:
         return f"{text} %" if self.axis.percent else text
 
 
+def _log_ticks(low: float, high: float, num_ticks: int) -> Sequence[float]:
+    """Return ticks at powers of ten; where there are fewer than three, at rounder and then any values between."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    for between in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
+        found = np.asarray(LogLocator(subs=between, numticks=max(4, num_ticks)).tick_values(low, high))
+        if ((found >= low) & (found <= high)).sum() >= 3:
+            return found.tolist()
+    return MaxNLocator(num_ticks, steps=STEPS, min_n_ticks=2).tick_values(low, high)
+
+
 def line_chart(lines: Sequence[Line], x: Axis, y: Axis, title: str, rules: Sequence[Rule] = ()) -> Markup:
     """Return HTML of a chart with a legend above it. title: read to those who can't see it."""
     parts = [
         _line_svg(lines, x, y, title, rules, size, name) for size, name in ((WIDE_PX, "wide"), (NARROW_PX, "narrow"))
     ]
+    named = [line for line in lines if line.name]
     return Markup('<div class="chart">{}{}</div>').format(
-        legend(lines) if len(lines) > 1 else "", Markup("").join(parts)
+        legend(named) if len(named) > 1 else "", Markup("").join(parts)
     )
 
 
@@ -114,7 +135,7 @@ def legend(lines: Sequence[Line]) -> Markup:
             line.look % LOOKS,
             " dashed" if line.dashed else "",
             Markup('<path d="M2 6H28"/>') if line.joined else "",
-            _marker(15, 6, line.look),
+            _marker(15, 6, line.look) if line.marked else "",
             line.name,
         )
         for line in lines
@@ -133,7 +154,7 @@ def _line_svg(
     flat = Scale(x, all_x, left, width - RIGHT_PX, max(3, round((width - left) / 80)))
     marks, top = _rules(rules, flat, height, width)
     upright = Scale(y, all_y, height - BOTTOM_PX, top, 5)
-    body = [*_frame(flat, upright, x, y, size, left), *marks]
+    body = [*_frame(flat, upright, size, left), *marks]
     for line in lines:
         body.append(_path(line, flat, upright))
     return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
@@ -141,7 +162,7 @@ def _line_svg(
     )
 
 
-def _frame(flat: Scale, upright: Scale, x: Axis, y: Axis, size: tuple[int, int], left: float) -> Iterator[Markup]:
+def _frame(flat: Scale, upright: Scale, size: tuple[int, int], left: float) -> Iterator[Markup]:
     """Yield the grid, the ticks' texts and the axes' titles."""
     width, height = size
     bottom = height - BOTTOM_PX
@@ -158,9 +179,11 @@ def _frame(flat: Scale, upright: Scale, x: Axis, y: Axis, size: tuple[int, int],
             yield Markup('<text class="tick mid" x="{}" y="{}">{}</text>').format(at, bottom + 17, text)
             free = at + half + LETTER_PX
     yield Markup('<path class="axis" d="M{} {}H{}"/>').format(left, bottom, width - RIGHT_PX)
-    yield Markup('<text class="title mid" x="{}" y="{}">{}</text>').format((left + width) / 2, height - 6, x.title)
+    yield Markup('<text class="title mid" x="{}" y="{}">{}</text>').format((left + width) / 2, height - 6, flat.title)
     middle = (upright.last_px + bottom) / 2
-    yield Markup('<text class="title mid" transform="translate(13 {}) rotate(-90)">{}</text>').format(middle, y.title)
+    yield Markup('<text class="title mid" transform="translate(13 {}) rotate(-90)">{}</text>').format(
+        middle, upright.title_from_0
+    )
 
 
 def _rules(rules: Sequence[Rule], flat: Scale, height: int, width: int) -> tuple[list[Markup], int]:
@@ -183,21 +206,18 @@ def _path(line: Line, flat: Scale, upright: Scale) -> Markup:
     steps, points, joined = [], [], False
     shown = [flat.shows(x) and upright.shows(y) for x, y in zip(line.x, line.y, strict=True)]
     each = len(line.x) <= MAX_MARKED or not line.joined
+    hidden = Markup('<circle class="hidden" cx="{}" cy="{}" r="6"/>')
     for i, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
         if shown[i]:
             at = flat.px(x), upright.px(y)
             steps.append(f"{'L' if joined else 'M'}{at[0]} {at[1]}")
             text = line.texts[i] if line.texts else f"{line.name}: {flat.text(x)}, {upright.text(y)}"
-            mark = (
-                _marker(*at, line.look)
-                if each
-                else Markup('<circle class="hidden" cx="{}" cy="{}" r="6"/>').format(*at)
-            )
+            mark = _marker(*at, line.look) if each else hidden.format(*at)
             points.append(Markup("<g>{}<title>{}</title></g>").format(mark, text))
         joined = shown[i]
     drawn = Markup('<path d="{}"/>').format("".join(steps)) if line.joined else ""
     looks = f"look-{line.look % LOOKS}" + (" dashed" if line.dashed else "")
-    return Markup('<g class="{}">{}{}</g>').format(looks, drawn, Markup("").join(points))
+    return Markup('<g class="{}">{}{}</g>').format(looks, drawn, Markup("").join(points) if line.marked else "")
 
 
 def _marker(x: float, y: float, look: int) -> Markup:

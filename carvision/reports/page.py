@@ -6,6 +6,7 @@ The templates of all pages are in templates/: base.html is their frame and style
 import base64
 import datetime
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from carvision import __version__
 from carvision.files.atomic import write_text
@@ -63,6 +64,7 @@ def write_template(file: Path, template: str, **values: Any) -> None:
         "base64": _base64,
         "json_block": _json_block,
         "percent": percent,
+        "soft": _soft,
         "shell": shlex.quote,
         "python": repr,
     }
@@ -75,6 +77,11 @@ def _json_block(identity: str, value: object) -> Markup:
     """Return a script element with data for the page's script, in which no text can end the element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return Markup(f'<script type="application/json" id="{identity}">{text}</script>')
+
+
+def _soft(text: object) -> Markup:
+    """Return the text, escaped, which may break after "_", "/" and "=", as names of files, runs and keys do."""
+    return Markup(re.sub(r"(?<=[_/=])(?=[^_/=])", "<wbr>", str(escape(text))))
 
 
 def _base64(picture: Path) -> str:

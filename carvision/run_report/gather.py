@@ -7,9 +7,8 @@ from carvision.data.images import Preprocessing
 from carvision.data.table import LabelDescription, Table
 from carvision.evaluation.bootstrap import Measured, measure
 from carvision.evaluation.calibration import choose_temperature
-from carvision.evaluation.metrics import evaluation_loss, head_weights_of, photo_losses
+from carvision.evaluation.metrics import HeadResult, evaluation_loss, head_results, head_weights_of, photo_losses
 from carvision.evaluation.predict import Predictions, predict_table
-from carvision.evaluation.report import HeadResult, head_results
 from carvision.evaluation.run import judged_photos
 from carvision.evaluation.select import DataChoice, compose_data, read_photos
 from carvision.inference import model_file

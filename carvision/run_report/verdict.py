@@ -7,7 +7,6 @@ from carvision.run_report.gather import RunResults
 
 WANTED = 0.95  # accuracy of the answers that are worth believing, at least
 MIN_ANSWERS = 20  # validation photos by which a threshold is chosen, at least
-STEPS = 101  # of the slider
 
 
 def verdict(results: RunResults) -> list[str]:
@@ -75,16 +74,6 @@ def _confidence_and_right(results: RunResults, head: str, split: str) -> tuple[n
     known = predictions.known(head)
     confidence, likeliest = predictions.probs(head)[known].max(dim=1)
     return confidence.numpy(), (likeliest == predictions.targets[head][known]).numpy()
-
-
-def slider_steps(confidence: np.ndarray, right: np.ndarray) -> list[list[float | None]]:
-    """Return [accuracy or None, share of photos] for answers with a probability of at least 0.00, 0.01, ..., 1.00."""
-    steps: list[list[float | None]] = []
-    for threshold in np.arange(STEPS) / (STEPS - 1):
-        accepted = confidence >= threshold
-        accuracy = float(right[accepted].mean()) if accepted.any() else None
-        steps.append([accuracy, float(accepted.mean())])
-    return steps
 
 
 def share(value: float, digits: int = 1) -> str:

@@ -4,19 +4,15 @@ import logging
 from pathlib import Path
 
 import pandas as pd
-from markupsafe import Markup
 
 from carvision.embedding.store import Embeddings
 from carvision.errors import one_line
-from carvision.evaluation.calibration import reliability
-from carvision.evaluation.metrics import class_table
+from carvision.evaluation.page.write import head_values
 from carvision.evaluation.predict import boxes_of
 from carvision.evaluation.report import calibration_tables, metric_tables
 from carvision.files.atomic import write_csv
-from carvision.reports.charts import Axis, Line, line_chart
 from carvision.reports.page import write_template
-from carvision.reports.tables import percent
-from carvision.run_report.confusion import confusion_data
+from carvision.reports.photos import thumbnail
 from carvision.run_report.examples import (
     MAX_GALLERY,
     NUM_LABEL_ERRORS,
@@ -31,8 +27,7 @@ from carvision.run_report.examples import (
 )
 from carvision.run_report.facts import curves, data_sheet, run_facts, run_warnings
 from carvision.run_report.gather import RunResults, gather
-from carvision.run_report.photos import thumbnail
-from carvision.run_report.verdict import slider_steps, threshold_of, verdict
+from carvision.run_report.verdict import threshold_of, verdict
 
 log = logging.getLogger(__name__)
 
@@ -111,51 +106,15 @@ def write_reports(folder: Path) -> None:
 
 
 def _head_values(results: RunResults, head: str) -> dict:
-    """Return what the template shows of a head: classes, confusions, how far its probabilities can be believed."""
-    part, predictions = results.heads[head], results.judged[results.split].predictions
-    table = class_table(predictions, head, results.labels, part.predicted)
+    """Return what the template shows of a head: evaluation.page's values, with a photo of each class."""
+    values = head_values(results.judged[results.split].predictions, results.labels, head, results.heads[head])
     ids = results.labels[head]["ids"]
     budget = SAMPLES_BYTES / len(results.heads) / len(ids)
     size_px, quality = (64, 70) if budget > 2400 else (40, 60) if budget > 1200 else (28, 50)
     samples = class_samples(results, head, size_px, quality) if budget > 700 else [""] * len(ids)
     of_id = dict(zip(ids, samples, strict=True))
-    known = predictions.known(head)
-    bins = reliability(predictions.probs(head)[known], predictions.targets[head][known])
-    return {
-        "head": head,
-        "classes": [
-            {**row, "sample": of_id[row["id"]], "wrong": row["photos"] - row["right"]}
-            for row in table.to_dict("records")
-        ],
-        "has_parent": bool((table["parent"] != "").any()),
-        "sample_px": size_px,
-        "note": part.note,
-        "confusion": confusion_data(results, head),
-        "steps": slider_steps(part.confidence, part.right),
-        "threshold": threshold_of(results, head),
-        "photos": len(part.right),
-        "reliability": _reliability_chart(bins, head),
-    }
-
-
-def _reliability_chart(bins: pd.DataFrame, head: str) -> Markup:
-    filled = bins[bins["photos"] > 0]
-    texts = [
-        f"{row['photos']:,} photos: mean probability {percent(row['confidence'])} %, right {percent(row['accuracy'])} %"
-        for row in filled.to_dict("records")
-    ]
-    lines = [
-        Line("as sure as right", [0, 1], [0, 1], 5, dashed=True),
-        Line(
-            "these photos, in bins of probability",
-            filled["confidence"].tolist(),
-            filled["accuracy"].tolist(),
-            0,
-            texts=texts,
-        ),
-    ]
-    x = Axis("probability of the predicted class, %", percent=True, limits=(0, 1))
-    return line_chart(lines, x, Axis("accuracy, %", percent=True, limits=(0, 1)), f"Probability and accuracy of {head}")
+    classes = [{**row, "sample": of_id[row["id"]]} for row in values["classes"]]
+    return {**values, "classes": classes, "sample_px": size_px, "threshold": threshold_of(results, head)}
 
 
 def _gallery_note(gallery: Embeddings | None, num_train: int) -> str:

@@ -67,6 +67,9 @@ def test_hydra_and_the_help_know_the_same_choices():
         assert all(sorted(loader.get_group_options(group)) == options_of(group) for group in GROUPS)
     assert f"experiment: {', '.join(options_of('experiment'))}\n" in help_of("train")
     assert "python -m carvision.train data=folder data.root=photos" in help_of("train")
+    for command, keys in {"check": ("out", "show", "num_per_class"), "pack": ("photos", "shard_mb", "verify")}.items():
+        text = help_of(command)
+        assert all(f"\n  {key}=" in text for key in keys) and "optimizer:" not in text and "compcars, " in text
 
 
 def test_errors_are_one_line_without_control_codes_or_odd_bytes():

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from carvision.evaluation.metrics import confusions
-from carvision.run_report.confusion import similar_order
-from carvision.run_report.verdict import MIN_ANSWERS, slider_steps, threshold_of
+from carvision.evaluation.page.confusion import similar_order
+from carvision.evaluation.page.write import slider_steps
+from carvision.run_report.verdict import MIN_ANSWERS, threshold_of
 
 
 def photos(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,7 @@ def plot_comparison(histories: dict[str, pd.DataFrame], metrics: Sequence[str], 
     rows = -(-len(metrics) // columns)
     size = 4.3 * columns if columns > 1 else 8.5, 3.4 * rows if rows > 1 else 3.8
     figure, panels = create_panels(rows, columns, *size)
-    log = "y" if any(_is_wide(histories, name) for name in metrics) else ""
+    log = "y" if any(is_wide(histories, name) for name in metrics) else ""
     last = max(history["epoch"].max() for history in histories.values())
     for axes in panels.ravel()[len(metrics) :]:
         axes.set_visible(False)
@@ -63,7 +63,7 @@ def plot_comparison(histories: dict[str, pd.DataFrame], metrics: Sequence[str], 
     finish(figure, title, file)
 
 
-def _is_wide(histories: dict[str, pd.DataFrame], name: str) -> bool:
+def is_wide(histories: dict[str, pd.DataFrame], name: str) -> bool:
     """Return whether some losses are so large that a linear scale would flatten the others."""
     columns = [history[f"{s}/{name}"] for history in histories.values() for s in ("train", "val")
                if f"{s}/{name}" in history]  # fmt: skip
@@ -126,7 +126,7 @@ def plot_trade_off(frame: pd.DataFrame, amount: str, metric: str, file: Path) ->
     """
     known = frame.dropna(subset=[amount, metric])
     is_open = (known["state"] == "unfinished").to_numpy()
-    amounts, unit = _in_unit(known[amount].to_numpy(float)) if amount == "training_s" else (known[amount], "")
+    amounts, unit = in_unit(known[amount].to_numpy(float)) if amount == "training_s" else (known[amount], "")
     amounts, values = np.asarray(amounts, float), known[metric].to_numpy(float)
     front = pareto_front(np.where(is_open, np.nan, amounts), values, lower_is_better(metric))
     is_few = len(frame) <= MAX_CURVES  # then as in the curves, else by membership of the front
@@ -157,7 +157,8 @@ def plot_trade_off(frame: pd.DataFrame, amount: str, metric: str, file: Path) ->
     finish(figure, f"{title_of(metric).removesuffix(' %')} against {'training time' if unit else 'cost'}", file)
 
 
-def _in_unit(seconds: np.ndarray) -> tuple[np.ndarray, str]:
+def in_unit(seconds: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return the times in the unit that suits the longest, and its name."""
     longest = seconds.max(initial=0)
     size, unit = (1, "seconds") if longest < 300 else (60, "minutes") if longest < 300 * 60 else (3600, "hours")
     return seconds / size, unit

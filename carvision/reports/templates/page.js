@@ -1,4 +1,4 @@
-"use strict";
+"use strict"; // The parts of all pages that can be used: each is left alone where a page has none
 // Tables: sort by a column, filter by text
 const collator = new Intl.Collator(undefined, { numeric: true });
 for (const table of document.querySelectorAll("table.sortable")) {
@@ -7,17 +7,21 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const down = header.getAttribute("aria-sort") === "ascending";
     headers.forEach((other) => other.removeAttribute("aria-sort"));
     header.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+    const numeric = header.classList.contains("number");
+    const value = (row) => {
+      const text = row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+      return numeric ? parseFloat(text.replaceAll(",", "")) : text;
+    };
     const compare = (a, b) => {
       const [x, y] = [value(a), value(b)];
-      if (x === "nan" || y === "nan") return (x === "nan") - (y === "nan"); // undefined values last, either way
-      const order = "value" in a.cells[column].dataset ? x - y : collator.compare(x, y);
+      if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // unknown values last, either way
+      const order = numeric ? x - y : collator.compare(x, y);
       return down ? -order : order;
     };
     table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));
   }));
 }
-for (const controls of document.querySelectorAll("#classes .controls")) {
+for (const controls of document.querySelectorAll(".controls:has(.filter)")) {
   const filter = controls.querySelector(".filter"), only = controls.querySelector(".only-wrong");
   const rows = [...document.getElementById(filter.getAttribute("aria-controls")).tBodies[0].rows];
   const texts = rows.map((row) => row.textContent.toLowerCase());
@@ -25,13 +29,13 @@ for (const controls of document.querySelectorAll("#classes .controls")) {
     const wanted = filter.value.trim().toLowerCase();
     let shown = 0;
     rows.forEach((row, i) => {
-      row.hidden = !texts[i].includes(wanted) || (only.checked && row.dataset.wrong === "0");
+      row.hidden = !texts[i].includes(wanted) || (only?.checked && row.dataset.wrong === "0");
       shown += !row.hidden;
     });
     controls.querySelector("[role=status]").textContent = shown < rows.length ? `${shown} of ${rows.length}` : "";
   };
   filter.addEventListener("input", show);
-  only.addEventListener("change", show);
+  only?.addEventListener("change", show);
 }
 
 // Confusion matrices
@@ -141,7 +145,9 @@ for (const part of document.querySelectorAll(".slider")) {
   const percent = (value) => `${(100 * value).toFixed(1)} %`;
   const show = () => {
     const [accuracy, share] = steps[range.value];
-    part.querySelector("output").textContent = (range.value / 100).toFixed(2);
+    const threshold = (range.value / 100).toFixed(2);
+    part.querySelector("output").textContent = threshold;
+    range.setAttribute("aria-valuetext", threshold);
     answer.textContent = accuracy === null ? "No photo is that sure."
       : `${percent(share)} of the ${photos.toLocaleString("en")} photos get an answer, of which ${percent(accuracy)} are right.`;
   };

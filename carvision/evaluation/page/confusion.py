@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from carvision.evaluation.metrics import class_order
-from carvision.run_report.gather import RunResults
+from carvision.data.table import LabelDescription
+from carvision.evaluation.metrics import HeadResult, class_order
+from carvision.evaluation.predict import Predictions
 
 MAX_PHOTOS = 5  # of a cell, whose paths the page names
 MAX_PATHS = 10_000  # of all cells
@@ -44,13 +45,11 @@ def similar_order(cells: pd.DataFrame, num_classes: int) -> np.ndarray:
     return np.concatenate([confused[leaves_list(tree)], np.setdiff1d(np.arange(num_classes), confused)])
 
 
-def confusion_data(results: RunResults, head: str) -> dict:
+def confusion_data(predictions: Predictions, labels: dict[str, LabelDescription], head: str, part: HeadResult) -> dict:
     """Return what the page's script draws: names, two orders, cells [true, predicted, photos], paths of wrong photos.
 
     orders: "similar" by what is confused, "name" by parent and name. paths: {"true,predicted": [path, ...]}.
     """
-    part, label = results.heads[head], results.labels[head]
-    predictions = results.judged[results.split].predictions
     known = np.flatnonzero(predictions.known(head).numpy())
     targets, guesses = predictions.targets[head][known].tolist(), part.predicted[known].tolist()
     paths: dict[str, list[str]] = {}
@@ -62,10 +61,10 @@ def confusion_data(results: RunResults, head: str) -> dict:
                 listed.append(predictions.paths[row])
                 total += 1
     return {
-        "names": list(label["names"]),
+        "names": list(labels[head]["names"]),
         "orders": {
-            "similar": similar_order(part.cells, len(label["ids"])).tolist(),
-            "name": class_order(head, results.labels).tolist(),
+            "similar": similar_order(part.cells, len(labels[head]["ids"])).tolist(),
+            "name": class_order(head, labels).tolist(),
         },
         "cells": part.cells[["true", "predicted", "photos"]].to_numpy().tolist(),
         "paths": paths,
