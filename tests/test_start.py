@@ -19,7 +19,7 @@ from tests.data.layouts import write_class_folders
 COMMANDS = sorted(commands())
 HEAVY = {"torch", "numpy", "pandas", "pytorch_lightning", "timm", "matplotlib", "optuna"}
 # Beyond what torch, timm and Lightning import of them, a training needs none of these before its first step
-UNUSED = {"scipy", "sklearn", "matplotlib", "torchmetrics", "optuna", "plotly", "jinja2", "onnx", "IPython"}
+UNUSED = {"scipy", "sklearn", "matplotlib", "torchmetrics", "optuna", "jinja2", "onnx", "IPython"}
 FIRST_STEP = """
 import os, runpy, sys
 import torch, timm, pytorch_lightning
