@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from carvision.system.runtime import set_thread_defaults, use_utf8
+from carvision.system.terminal import fold
 
 
 class InputError(ValueError):
@@ -35,12 +36,13 @@ def one_line_errors() -> Iterator[None]:
     except InputError as error:
         if os.environ.get("CARVISION_DEBUG"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(fold(f"error: {error}", sys.stderr))
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG or os.environ.get("CARVISION_DEBUG"):
             raise
         name = os.fsdecode(error.filename or "")
-        sys.exit(f"error: {InputError(name[:100])}...: the name is too long for this disk; give a shorter one")
+        text = f"error: {InputError(name[:100])}...: the name is too long for this disk; give a shorter one"
+        sys.exit(fold(text, sys.stderr))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -1,6 +1,7 @@
-"""python -m carvision.explain RUN PHOTO...: heat maps of what a prediction rests on. See --help."""
+"""carvision explain RUN PHOTO...: heat maps of what a prediction rests on. See --help."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -16,13 +17,13 @@ from carvision.config.options import (
 from carvision.errors import one_line_errors
 
 HELP = """Show which parts of a photo a prediction rests on: a picture for each photo, with the photo beside heat maps
-(Grad-CAM) of its predicted class. Light parts raise the probability of the class the most; a white line surrounds all
-that has at least half of their effect.
+(Grad-CAM) of its predicted class. The brighter a part, the more it raises the score of the class; the line surrounds
+all that does so at least half as much as the brightest.
 
-  python -m carvision.explain runs/demo/2026-01-31_12-00-00 a.jpg b.jpg --out maps
-  python -m carvision.explain RUN photos --top 3                    the three likeliest classes of each photo
-  python -m carvision.explain RUN a.jpg --head make --class Audi    what in it looks like an Audi
-  python -m carvision.explain RUN --list RUN/splits.csv --split test         photos of a list, with its boxes
+  carvision explain runs/demo/2026-01-31_12-00-00 a.jpg b.jpg --out maps
+  carvision explain RUN photos --top 3                    the three likeliest classes of each photo
+  carvision explain RUN a.jpg --head make --class Audi    what in it looks like an Audi
+  carvision explain RUN --list RUN/splits.csv --split test         photos of a list, with its boxes
 
 DIR must be new or empty. If the command is killed, the same one with the same --out starts over there.
 """
@@ -32,6 +33,7 @@ def explain(arguments: list[str] | None = None) -> None:
     """Draw heat maps. arguments: default: the command line's."""
     options = build_parser().parse_intermixed_args(words_of(arguments))
     log_to_stderr()
+    logging.getLogger("carvision").setLevel(logging.INFO)
     with one_line_errors():
         # Imported here, as --help and a wrong option need no torch
         from carvision.explanation.explain import run

@@ -65,7 +65,7 @@ def carvision(top: Path, name: str, args: argparse.Namespace, overrides: list[st
         f"model.weights={args.weights.resolve()}",
         f"features.dir={top / f'features{moment}'}",
     ]
-    command = [sys.executable, "-m", "carvision.train", f"run.dir={folder}"]
+    command = [sys.executable, "-m", "carvision.train", f"run.dir={folder}", "run.report=false"]
     run([*command, *overrides[:1], *DATA[name], *where, *OURS, *overrides[1:]])
     return folder
 

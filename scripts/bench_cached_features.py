@@ -23,7 +23,8 @@ COLUMNS = ["later_epoch_s", "first_epoch_s", "wall_s", "cpu_s"]
 
 
 def run(folder: Path, overrides: list[str]) -> dict:
-    command = [sys.executable, "-m", "carvision.train", *overrides, f"run.dir={folder}", "callbacks.progress_bar=false"]
+    command = [sys.executable, "-m", "carvision.train", *overrides, f"run.dir={folder}", "run.report=false"]
+    command += ["callbacks.progress_bar=false"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         sys.exit(done.stderr[-2000:])

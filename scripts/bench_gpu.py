@@ -120,7 +120,7 @@ def train_command(kind: str, network: str, compile: bool, options: argparse.Name
         f"model.backbone={network}", "model.weights=random", f"augment={options.augment}",
         "optimizer=sgd", f"trainer={'gpu' if options.device == 'cuda' else 'cpu'}",
         f"trainer.max_epochs={options.epochs}", f"compile={str(compile).lower()}", f"run.dir={folder}",
-        "callbacks.progress_bar=false",
+        "callbacks.progress_bar=false", "run.report=false",
     ]  # fmt: skip
     return [sys.executable, "-m", "carvision.train", *overrides]
 

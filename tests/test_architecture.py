@@ -16,9 +16,8 @@ ROOMS = (
     "reports", "explanation", "training", "evaluation", "embedding", "run_report", "search", "exports", "diagnosis",
 )  # fmt: skip
 COMMANDS = {
-    "augment_sheet", "check", "compare", "doctor", "embed", "evaluate", "explain", "export", "pack", "predict",
-    "retrieve",
-    "sweep", "train", "verify",
+    "augment_sheet", "check", "compare", "doctor", "embed", "evaluate", "explain", "export", "keys", "pack", "predict",
+    "report", "retrieve", "sweep", "train", "verify",
 }  # fmt: skip
 MAX_MODULES, MAX_LINES, MIN_LINES = 9, 450, 60
 # Why a module of fewer lines stands alone
@@ -26,9 +25,9 @@ SHORT = {
     "augment.draws": "all steps of the augmentation use it",
     "embedding.options": "imports no torch, so that --help and a wrong option need none",
     "explanation.overlay": "one subject",
-    "files.log": "one subject",
     "models.decoding": "one subject",
     "run_report.label_errors": "one rule, from one paper",
+    "system.terminal": "one subject",
 }
 # What one module, or one room, has to itself
 ONE_HOME = {

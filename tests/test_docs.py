@@ -1,10 +1,14 @@
-"""The documents agree with the tree: paths, links and modules exist, and the guide's diffs apply."""
+"""The documents agree with the tree: paths, links and modules exist, the guide's diffs apply, the site builds."""
 
+import importlib.util
+import os
 import re
 import subprocess
+import sys
 
 import pytest
 
+from carvision.config.schema import ALLOWED
 from tests.conftest import ROOT
 from tests.test_architecture import PACKAGE
 
@@ -31,6 +35,45 @@ def test_paths_links_and_modules_exist(doc):
     code += [f"{name}.py" for name in re.findall(r"-m carvision\.(\w+)", text) if not exists(name)]
     code += [name.replace(".", "/") + ".py" for name in re.findall(r"\bcarvision\.([a-z_]+\.[a-z_]+)\b", text)]
     assert [path for path in code if not (exists(path) or exists(path.removesuffix(".py")))] == []
+
+
+def anchors_of(text: str) -> set[str]:
+    """Return the anchors that GitHub and mkdocs give to the headings of Markdown."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.relative_to(ROOT).as_posix())
+def test_links_to_headings_have_one(doc):
+    dead = []
+    for path, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", doc.read_text(encoding="utf-8")):
+        target = doc.parent / path if path else doc
+        if anchor not in anchors_of(target.read_text(encoding="utf-8")):
+            dead.append(f"{path}#{anchor}")
+    assert dead == []
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason="mkdocs is not installed (pip install '.[docs]')")
+def test_the_site_builds_without_warnings_and_asks_no_server(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path], cwd=ROOT, text=True,
+        capture_output=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    pages = {page.name: page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")}
+    loaded = re.compile(
+        r"<(?:script|img|iframe)[^>]* src=\"?(?:https?:)?//|<link[^>]*stylesheet[^>]* href=\"?(?:https?:)?//"
+    )
+    assert [name for name, page in pages.items() if loaded.search(page)] == []
+    documented = {*re.findall(r'id="(?:check\.|pack\.|augment_sheet\.)?([\w.]+)"', pages["keys.html"])}
+    keys = [key for key in ALLOWED if "*" not in key]
+    assert [key for key in keys if not {key, key.rpartition(".")[0]} & documented] == []
+    assert all(f">carvision {command}<" in pages["commands.html"] for command in ("train", "predict", "models"))
 
 
 @pytest.mark.parametrize(("title", "diff"), DIFFS, ids=[title for title, _ in DIFFS])

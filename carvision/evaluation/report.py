@@ -18,7 +18,7 @@ from carvision.evaluation.pictures import NUM_PAIRS, plot_confusion, plot_covera
 from carvision.evaluation.predict import Predictions
 from carvision.files.atomic import file_stems, open_new, write_csv
 from carvision.reports.page import sections_of, write_markdown
-from carvision.reports.tables import JOINT, TextTable, percent, print_table, without_nan
+from carvision.reports.tables import JOINT, TextTable, has_rank, percent, print_table, without_nan
 
 Intervals = dict[str, tuple[float, float]]
 MAX_COLUMNS = 2  # heads with intervals that fit into 80 characters beside the metrics' names
@@ -54,12 +54,14 @@ def write_evaluation(
     rule: str,
     title: str,
     notes: Sequence[str] = (),
+    keras: bool = False,
 ) -> dict:
-    """Write results.txt, evaluation.{md,html}, the tables and the plots into the folder, and print the tables.
+    """Write results.txt, evaluation.{md,html}, the tables and the plots into the folder, and print the main table.
 
     Returns the content of evaluation.json, plain values. labels: {head: {"ids", "names", "parent", "parent_codes"}} or
     {head: {"unit", "mean", "std"}}, as in model.json. measured: their metrics, with the decoding rule `rule`. title:
-    one line, such as "stanford_cars_frozen on test". notes: shown below the title.
+    one line, such as "stanford_cars_frozen on test". notes: shown below the title. keras: show precision and recall as
+    Keras counts them, too.
 
     For each head with classes: per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png},
     reliability_<head>.png; for all of them coverage.png. A head without any known class has none.
@@ -77,19 +79,22 @@ def write_evaluation(
         _write_tables(predictions, labels, head, part, stems[head], folder)
         pictures |= _draw_head(predictions, labels, head, part, title, stems[head], folder)
     tables = {
-        "metrics": metric_tables(metrics, intervals, labels),
+        "metrics": metric_tables(metrics, intervals, labels, keras),
         "calibration": calibration_tables(metrics, intervals, predictions.temperature, list(results)),
         "coverage": coverage_tables(results),
     }
+    printed = brief_tables(metrics, intervals, labels, keras, [f"{h}: {part.note}" for h, part in results.items()])
     if decodings:
         tables["metrics"].append(decoding_table(decodings, rule))
     pairs = {head: pairs_table(head, part.pairs, labels[head]["names"], part.note) for head, part in results.items()}
     num_photos, num_unreadable = int(predictions.valid.sum()), int((~predictions.valid).sum())
     left_out = f"; {num_unreadable:,} more could not be read and are left out" if num_unreadable else ""
     about = " ".join(f"{note.rstrip('.')}." for note in [f"{num_photos:,} photos{left_out}.", *notes])
-    _write_texts(folder, title, about, [*itertools.chain(*tables.values()), *pairs.values()], pictures)
+    _write_texts(folder, title, about, [*itertools.chain(*tables.values()), *pairs.values()], printed, pictures)
     sheets = {head: (table, pictures[PAIRS_TITLE.format(head)]) for head, table in pairs.items()}
-    write_evaluation_page(folder / "evaluation.html", predictions, labels, results, tables, sheets, title, about)
+    page = folder / "evaluation.html"
+    write_evaluation_page(page, predictions, labels, results, tables, sheets, title, about)
+    print(f"page: {page}")
     return without_nan(
         {
             "photos": num_photos, "unreadable": num_unreadable, "figures": metrics, "intervals": intervals,
@@ -105,13 +110,16 @@ def write_evaluation(
     )  # fmt: skip
 
 
-def _write_texts(folder: Path, title: str, about: str, tables: Sequence[TextTable], pictures: dict[str, Path]) -> None:
-    """Write results.txt and evaluation.md; print to the terminal."""
+def _write_texts(
+    folder: Path, title: str, about: str, tables: Sequence[TextTable], printed: Sequence[TextTable],
+    pictures: dict[str, Path],
+) -> None:  # fmt: skip
+    """Write results.txt and evaluation.md; print the tables that are for the terminal."""
     write_markdown(folder / "evaluation.md", title, about, sections_of(tables, pictures))
     with open_new(folder / "results.txt", "w", encoding="utf-8") as file:
-        for console in (Console(), Console(file=file, width=80)):
+        for console, shown in ((Console(), printed), (Console(file=file, width=80), tables)):
             console.print(Text(f"{title}. {about}"))
-            for table in tables:
+            for table in shown:
                 print_table(table, console)
 
 
@@ -171,24 +179,64 @@ def number(value: float) -> str:
 
 
 def metric_tables(
-    metrics: dict[str, float], intervals: Intervals, labels: dict[str, LabelDescription]
+    metrics: dict[str, float], intervals: Intervals, labels: dict[str, LabelDescription], keras: bool = False
 ) -> list[TextTable]:
-    """Return the tables of heads with classes, of all heads together, and of heads that estimate numbers."""
-    heads = [head for head, label in labels.items() if "ids" in label and f"{head}/top1" in metrics]
-    tables = _by_head("Metrics", heads, _cells(heads, SHOWN, metrics, intervals), BREAKS)
+    """Return the tables of heads with classes, of all heads together, and of heads that estimate numbers.
+
+    keras: with precision and recall as Keras counts them.
+    """
+    tables = _class_tables(metrics, intervals, labels, keras, BREAKS)
     if len(labels) > 1:
         rows = [[title, cell(metrics, intervals, name)] for name, title in OF_ALL.items() if name in metrics]
         tables.append(TextTable("All heads together", ["", "all heads"], rows))
+    tables += _number_tables(metrics, intervals, labels)
+    if tables and intervals:
+        tables[-1].notes.append(INTERVALS_NOTE)
+    return tables
+
+
+def brief_tables(
+    metrics: dict[str, float], intervals: Intervals, labels: dict[str, LabelDescription], keras: bool,
+    notes: Sequence[str],
+) -> list[TextTable]:  # fmt: skip
+    """Return the tables for the terminal: of the heads, with the metrics of all heads and `notes` in lines below."""
+    tables = _class_tables(metrics, intervals, labels, keras) + _number_tables(metrics, intervals, labels)
+    joint = [f"{title}: {cell(metrics, intervals, name)}" for name, title in JOINT.items() if name in metrics]
+    if tables:
+        below = [f"In %, {'; '.join(joint)}."] if joint and len(labels) > 1 else []
+        tables[-1].notes.extend([*below, *notes, *([INTERVALS_NOTE] if intervals else [])])
+    return tables
+
+
+def _class_tables(
+    metrics: dict[str, float], intervals: Intervals, labels: dict[str, LabelDescription], keras: bool,
+    breaks: Sequence[str] = (),
+) -> list[TextTable]:  # fmt: skip
+    """Return the tables of heads with classes."""
+    classes = {
+        head: len(label["ids"]) for head, label in labels.items() if "ids" in label and f"{head}/top1" in metrics
+    }
+    rows = [
+        [
+            title,
+            *(cell(metrics, intervals, f"{head}/{name}") if has_rank(name, classes[head]) else "" for head in classes),
+        ]
+        for name, title in SHOWN.items()
+        if keras or not name.endswith("_at50")
+    ]
+    return _by_head("Metrics", list(classes), rows, breaks)
+
+
+def _number_tables(
+    metrics: dict[str, float], intervals: Intervals, labels: dict[str, LabelDescription]
+) -> list[TextTable]:
+    """Return the table of heads that estimate numbers, if there are any."""
     rows = [
         [f"{head}, {label['unit']}", *(cell(metrics, intervals, f"{head}/{name}") for name in ("mae", "rmse"))]
         for head, label in labels.items()
         if f"{head}/mae" in metrics
     ]
-    if rows:
-        tables.append(TextTable("Errors of numbers", ["", "mean", "root mean square"], rows))
-    if tables and intervals:
-        tables[-1].notes.append(INTERVALS_NOTE)
-    return tables
+    return [TextTable("Errors of numbers", ["", "mean", "root mean square"], rows)] if rows else []
 
 
 def _cells(

@@ -45,6 +45,7 @@ def run(
     label: dict[str, str],
     samples: int,
     temperature: str,
+    keras: bool,
     device: str,
 ) -> Path | None:
     """Evaluate and return the folder written; None in all processes but the first.
@@ -98,7 +99,8 @@ def run(
             "run": str(run), "ensemble": [str(path) for path in ensemble], "tta": tta, "split": split,
             "data": {"name": chosen.data["name"], "root": str(table.root)}, "num_photos": len(table), "notes": notes,
         }  # fmt: skip
-        _write_report(folder, predictions, labels, predictor.about["decoding"], loss, samples, about)
+        keras = keras or predictor.about.get("config", {}).get("run", {}).get("keras_metrics", False)
+        _write_report(folder, predictions, labels, predictor.about["decoding"], loss, samples, about, keras)
         return folder
 
 
@@ -110,15 +112,18 @@ def _write_report(
     loss: dict,
     num_samples: int,
     about: dict,
+    keras: bool,
 ) -> None:
-    """Compute the metrics, and write the tables, the pictures and evaluation.json, which begins with `about`."""
+    """Compute the metrics, and write the tables, the pictures and evaluation.json, which begins with `about`. keras:
+    show precision and recall as Keras counts them, too."""
     losses, head_weights = photo_losses(predictions, labels, loss), head_weights_of(labels, loss)
     measured = measure(predictions, labels, rule, losses, head_weights, num_samples)
     others = f" with {len(about['ensemble'])} more" if about["ensemble"] else ""
     views = f", views {about['tta']}" if about["tta"] != "none" else ""
     title = f"{Path(about['run']).resolve().name}{others} on {about['data']['name']}, {about['split']}{views}"
-    notes = about["notes"]
-    written = write_evaluation(predictions, labels, folder, measured=measured, rule=rule, title=title, notes=notes)
+    written = write_evaluation(
+        predictions, labels, folder, measured=measured, rule=rule, title=title, notes=about["notes"], keras=keras
+    )
     write_json(folder / "evaluation.json", {**about, **written})
 
 

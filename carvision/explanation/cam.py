@@ -9,7 +9,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -194,16 +194,19 @@ def _choose_input(model: LoadedClassifier) -> _Input:
     coarse = f"{cells[0]} x {cells[1]} cells at {size_px} px"
     larger_px, found = size_px, cells
     for _ in range(MAX_TRIES):
-        larger_px = math.ceil(larger_px * MIN_CELLS / min(found))
-        try:
-            larger = _resized(model, larger_px)
-            found = _num_cells(larger, larger_px)
-        except (RuntimeError, AssertionError, ValueError, TypeError):  # layers that are made for one size
+        wanted_px = math.ceil(larger_px * MIN_CELLS / min(found))
+        # A whole multiple where the network divides its images into even parts
+        for larger_px in (wanted_px, size_px * math.ceil(wanted_px / size_px)):
+            with suppress(RuntimeError, AssertionError, ValueError, TypeError):  # layers that are made for one size
+                larger = _resized(model, larger_px)
+                found = _num_cells(larger, larger_px)
+                break
+        else:
             break
         if min(found) >= MIN_CELLS:
             note = f"computed at {larger_px} px, as the map has {coarse}"
             return _Input(larger, replace(model.preprocessing, size_px=larger_px), note, True)
-    return _Input(model, model.preprocessing, f"coarse: {coarse}, the only size that the network takes")
+    return _Input(model, model.preprocessing, f"coarse: {coarse}, and the network takes no larger images")
 
 
 def _num_cells(model: Classifier, size_px: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from PIL import Image
 from carvision.data.decode import WHOLE, to_rgb, upright_turn, wanted_part
 from carvision.data.images import BadImage, Preprocessing, open_image
 from carvision.data.paths import nfc
+from carvision.data.readers.walk import LeftOut
 from carvision.errors import InputError, one_line, suggest
 from carvision.explanation.cam import BATCH_SIZE, CamMap, class_activation_maps
 from carvision.explanation.overlay import overlay
@@ -61,7 +62,8 @@ def run(options: argparse.Namespace) -> tuple[Path, int]:
     chosen = None if options.class_ is None else find_class(predictor, head, options.class_)
     sources = with_root(sources, predictor)
     uses_boxes = choose_boxes(predictor, options.listed)
-    photos = require_photos(iterate_photos(sources), sources)
+    left_out = LeftOut()
+    photos = require_photos(iterate_photos(sources, left_out=left_out), sources)
     photos = [photo if uses_boxes else photo._replace(box=None) for photo in photos]
     parent = (options.run if options.run.is_dir() else options.run.parent) / "explanations"
     stems: Counter[str] = Counter()
@@ -83,7 +85,9 @@ def run(options: argparse.Namespace) -> tuple[Path, int]:
                 draw(each, [next(maps) for _ in each.codes], model.preprocessing, file)
             advance(len(of_batch))
         if num_unusable == len(photos):
-            raise InputError(f"{num_unusable:,} photos given, and none of them can be used; give others")
+            raise InputError("no photo of those given can be used; give others")
+    if line := left_out.line():
+        log.info("%s", line)
     return folder, num_unusable
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from carvision.files.atomic import open_kept
+from carvision.system.terminal import fold
 
 
 def start_log(folder: Path | None, quiet: bool = False) -> None:
@@ -21,13 +22,24 @@ def start_log(folder: Path | None, quiet: bool = False) -> None:
     for handler in root.handlers[:]:
         root.removeHandler(handler)
         handler.close()
-    terminal = logging.StreamHandler(sys.stderr)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
-    root.addHandler(terminal)
+    root.addHandler(Terminal())
     if folder is not None:
         file = LogFile(folder / "run.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(file)
+
+
+class Terminal(logging.Handler):
+    """Print messages on standard error, above a progress bar if there is one, with line breaks between words.
+
+    rich replaces sys.stderr while it draws a bar, so the handler must not keep the stream.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(fold(self.format(record), sys.stderr), file=sys.stderr, flush=True)
+        except Exception:  # as logging's own handlers
+            self.handleError(record)
 
 
 class LogFile(logging.FileHandler):

@@ -2,12 +2,38 @@
 
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY_S = 30  # between log lines
+
+
+def create_batch_bar() -> "Progress":
+    """Return a display, not started, of a text, a bar, "3/67", and the task's field "after"."""
+    import rich.progress as rich
+
+    text, after = (rich.TextColumn(field, markup=False) for field in ("{task.description}", "{task.fields[after]}"))
+    return _create_bar(text, rich.BarColumn(None), rich.MofNCompleteColumn(), after)
+
+
+def _create_bar(*columns: "ProgressColumn", keep: bool = False) -> "Progress":
+    """Return rich's progress display on standard error, which takes the terminal's width.
+
+    Whatever is written to standard error meanwhile, or printed on the same terminal, appears above it. keep: leave the
+    bar there at the end.
+    """
+    import rich.progress as rich
+    from rich.console import Console
+
+    console, same_terminal = Console(stderr=True), sys.stdout.isatty()
+    return rich.Progress(*columns, console=console, transient=not keep, expand=True, redirect_stdout=same_terminal)
 
 
 @contextlib.contextmanager
@@ -23,15 +49,14 @@ def show_bar(
         yield lambda num, what=None: None
         return
     import rich.progress as rich
-    from rich.console import Console
 
     speed = [rich.DownloadColumn(), rich.TransferSpeedColumn()]
     if not in_bytes:
         speed = [rich.MofNCompleteColumn(), rich.TextColumn("{task.fields[rate]}")]
     time_column = rich.TimeElapsedColumn() if total is None else rich.TimeRemainingColumn()
-    columns = (rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), *speed, time_column)
+    columns = (rich.TextColumn("{task.description}", markup=False), rich.BarColumn(None), *speed, time_column)
     start = time.monotonic()
-    with rich.Progress(*columns, console=Console(stderr=True), transient=not keep) as progress:
+    with _create_bar(*columns, keep=keep) as progress:
         task = progress.add_task(what, total=total, completed=done, rate="")
 
         def advance(num: int, what: str | None = None) -> None:

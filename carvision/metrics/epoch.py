@@ -225,6 +225,21 @@ class EpochMetrics(nn.Module):
         """Return {decoding rule: {"make/top1", "model/top1", "joint/top1", "joint/consistent"}}."""
         return self.joint.compute() if self.joint is not None else {}
 
+    def running(self) -> dict[str, Tensor]:
+        """Return the "loss" and each "<head>/top1" of this process so far, as scalars on the device, which need not be
+        waited for; NaN where no photo counts."""
+        losses, accuracies = [], {}
+        for (name, n), head in zip(self.outputs.items(), self.heads, strict=True):
+            state = cast(dict[str, Tensor], head.metric_state)
+            mean = state["loss_sum"] / state["weight_sum" if n else "count"]
+            losses.append(self.head_weights[name] * mean.nan_to_num())
+            if n:
+                right, true = state["counts"].view(5, -1)[:2].sum(dim=1)
+                accuracies[f"{name}/top1"] = right / true
+        if self.metric_loss is not None and self.metric_weight is not None:
+            losses.append(self.metric_weight * (self.metric_loss.total / self.metric_loss.photos).nan_to_num())
+        return {"loss": torch.stack(losses).sum(), **accuracies}
+
     def reset(self) -> None:
         for metric in self._all():
             metric.reset()

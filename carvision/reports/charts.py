@@ -110,9 +110,9 @@ def _log_ticks(low: float, high: float, num_ticks: int) -> Sequence[float]:
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     for between in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
-        found = LogLocator(subs=between, numticks=max(4, num_ticks)).tick_values(low, high)
+        found = np.asarray(LogLocator(subs=between, numticks=max(4, num_ticks)).tick_values(low, high))
         if ((found >= low) & (found <= high)).sum() >= 3:
-            return found
+            return found.tolist()
     return MaxNLocator(num_ticks, steps=STEPS, min_n_ticks=2).tick_values(low, high)
 
 

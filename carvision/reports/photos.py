@@ -1,7 +1,9 @@
-"""Sheets of photos, laid out in pixels so that nothing overlaps: rows of small photos in frames, with their texts; and
-the grid of predicted and true classes.
+"""Sheets of photos, laid out in pixels so that nothing overlaps: rows of small photos in frames, with their texts; the
+grid of predicted and true classes; and single small photos for a page.
 """
 
+import base64
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -31,6 +33,7 @@ BEHIND, UNREADABLE, BOX_COLOUR = "#f4f4f4", "#d0d0d0", "#00d5ff"
 # The grid of predictions
 TILE_PX = (220, 165)  # width, height: 4 : 3, as most photos are
 MAX_COLUMNS = 6
+JPEG_QUALITY = 78  # of photos in a page
 
 
 class Tile(NamedTuple):
@@ -289,3 +292,29 @@ def _lines(captions: list[Caption]) -> list[tuple[str, str]]:
         texts = [whole] if fits else [*wrap_label(true, " /", room), *predicted]
         lines += [(line, WRONG) for line in texts]
     return lines
+
+
+def data_uri(image: Image.Image, quality: int = JPEG_QUALITY) -> str:
+    """Return an image as a JPEG in a data URI."""
+    out = io.BytesIO()
+    image.convert("RGB").save(out, "JPEG", quality=quality, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def small_photo(
+    photo: str | Path | PackedPhoto, size_px: int, box: Sequence[float] | np.ndarray | None = None
+) -> Image.Image | None:
+    """Return a photo, or its part inside a box, scaled to at most size_px on each side; None if it can't be read."""
+    crop = None if box is None or np.isnan(box).any() else np.asarray(box, np.float32)
+    try:
+        return read_small(photo, (size_px, size_px), crop)[0]
+    except BadImage:
+        return None
+
+
+def thumbnail(
+    photo: str | Path | PackedPhoto, size_px: int, box: np.ndarray | None = None, quality: int = JPEG_QUALITY
+) -> str:
+    """Return a photo as a data URI, "" if it can't be read. The arguments are small_photo's."""
+    image = small_photo(photo, size_px, box)
+    return "" if image is None else data_uri(image, quality)

@@ -58,6 +58,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
+def has_rank(name: str, num_classes: int) -> bool:
+    """Return whether a metric says something with so many classes: of three, the true one is always in the top 3."""
+    return num_classes > {"top3": 3, "top5": 5}.get(name, 0)
+
+
 def without_nan(value: Any) -> Any:
     """Return the value with None for each NaN in it, in dicts and lists too, as JSON has no NaN."""
     if isinstance(value, dict):

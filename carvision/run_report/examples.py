@@ -17,9 +17,9 @@ from carvision.explanation.cam import class_activation_maps
 from carvision.explanation.overlay import overlay
 from carvision.metrics.neighbours import nearest
 from carvision.models.classifier import Classifier
+from carvision.reports.photos import data_uri, small_photo, thumbnail
 from carvision.run_report.gather import Judged, RunResults
 from carvision.run_report.label_errors import find_label_errors
-from carvision.run_report.photos import data_uri, small_photo, thumbnail
 
 NUM_MISTAKES, NUM_RIGHT, NUM_NEIGHBOURS, NUM_LABEL_ERRORS = 24, 8, 3, 24
 MAX_GALLERY = 2000  # training photos among which the nearest ones are searched
@@ -148,7 +148,8 @@ def class_samples(results: RunResults, head: str, size_px: int, quality: int) ->
 def wrong_labels(results: RunResults, head: str) -> pd.DataFrame:
     """Return the validation and test photos whose label is probably wrong, most likely first.
 
-    Columns: split, path, given, suggested (names), score (0..1, of the given label; low is suspicious), row.
+    Columns: split, path, given, suggested (names), score (0..1: how much more probable the suggested class
+    is than the given one), row.
     """
     frames = []
     for split, judged in results.judged.items():
@@ -160,7 +161,8 @@ def wrong_labels(results: RunResults, head: str) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame(columns=["split", "path", "given", "suggested", "score", "row"])
     names = np.array(results.labels[head]["names"], dtype=object)
-    found = pd.concat(frames).sort_values("score", kind="stable", ignore_index=True)
+    found = pd.concat(frames)
+    found = found[found["score"] > 0].sort_values("score", ascending=False, kind="stable", ignore_index=True)
     paths = [
         results.judged[split].predictions.paths[row] for split, row in zip(found["split"], found["row"], strict=True)
     ]

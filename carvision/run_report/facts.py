@@ -11,7 +11,7 @@ from carvision.data.health import class_counts, describe_colours, find_copies, h
 from carvision.data.table import SPLITS, Table
 from carvision.reports.charts import Axis, Line, Rule, line_chart
 from carvision.reports.summary import time_line
-from carvision.reports.tables import TextTable, percent
+from carvision.reports.tables import TextTable
 from carvision.run_report.gather import RunResults
 from carvision.system.machine import num_cores
 
@@ -168,7 +168,7 @@ def data_sheet(results: RunResults) -> tuple[list[TextTable], list[str]]:
         notes.append(f"{groups:,} photos occur several times byte for byte, {across:,} of them in several splits.")
         if copies["conflict"].any():
             row = copies[copies["conflict"]].iloc[0]
-            notes.append(f"Copies have different labels (first: {row['path']}): python -m carvision.check lists them.")
+            notes.append(f"Copies have different labels (first: {row['path']}): carvision check lists them.")
     return tables, notes + hints_on_values(sampled, scan)
 
 
@@ -189,8 +189,3 @@ def _counts_table(table: Table, head: str) -> TextTable:
             )
     header = [f"photos of a {head}", "all", "fewest", "median", "most", "classes with fewer than 5"]
     return TextTable(f"Photos by {head}", header, rows)
-
-
-def share(value: float) -> str:
-    """Return a value 0..1 as text in %."""
-    return f"{percent(value)} %"

@@ -18,14 +18,12 @@ def verdict(results: RunResults) -> list[str]:
     part = results.heads[head]
     name = f"{head}/top1"
     low, high = intervals.get(name, (np.nan, np.nan))
-    several = f"The {head} is right" if len(results.labels) > 1 else "Right"
-    sentences = [
-        f"{several} in {percent(values[name])} % [{percent(low)}, {percent(high)}] of {len(part.right):,} {what}."
-    ]
-    others = [other for other in results.heads if other != head]
-    sentences += [f"The {other} is right in {percent(values[f'{other}/top1'])} %." for other in others]
+    several = f"Its {head} is right" if len(results.labels) > 1 else "Right"
+    sentence = f"{several} in {share(values[name])} [{percent(low)}, {percent(high)}] of {len(part.right):,} {what}"
+    others = [f"its {other} in {share(values[f'{other}/top1'])}" for other in results.heads if other != head]
     if "joint/top1" in values and len(results.heads) > 1:
-        sentences.append(f"All labels are right in {percent(values['joint/top1'])} %.")
+        others.append(f"all of them together in {share(values['joint/top1'])}")
+    sentences = [", ".join([sentence, *others]) + "."]
     sentences.append(_belief(results, head))
     if results.split == "val":
         sentences.append(
@@ -46,8 +44,8 @@ def _belief(results: RunResults, head: str) -> str:
     if not accepted.any():
         return f"Believe it above {threshold:.2f}, which no photo here reaches."
     return (
-        f"Believe it above {threshold:.2f}: so sure it is of {percent(accepted.mean(), 0)} % of the photos, and of "
-        f"these it is right in {percent(part.right[accepted].mean())} %."
+        f"Believe it above a probability of {threshold:.2f}: it is so sure of {share(accepted.mean(), 0)} of them, "
+        f"and right in {share(part.right[accepted].mean())} of these."
     )
 
 
@@ -76,6 +74,11 @@ def _confidence_and_right(results: RunResults, head: str, split: str) -> tuple[n
     known = predictions.known(head)
     confidence, likeliest = predictions.probs(head)[known].max(dim=1)
     return confidence.numpy(), (likeliest == predictions.targets[head][known]).numpy()
+
+
+def share(value: float, digits: int = 1) -> str:
+    """Return a value 0..1 in %, with a space at which no line breaks."""
+    return f"{percent(value, digits)}\N{NO-BREAK SPACE}%"
 
 
 def _number_sentences(results: RunResults, what: str) -> list[str]:

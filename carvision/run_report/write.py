@@ -12,6 +12,7 @@ from carvision.evaluation.predict import boxes_of
 from carvision.evaluation.report import calibration_tables, metric_tables
 from carvision.files.atomic import write_csv
 from carvision.reports.page import write_template
+from carvision.reports.photos import thumbnail
 from carvision.run_report.examples import (
     MAX_GALLERY,
     NUM_LABEL_ERRORS,
@@ -26,12 +27,12 @@ from carvision.run_report.examples import (
 )
 from carvision.run_report.facts import curves, data_sheet, run_facts, run_warnings
 from carvision.run_report.gather import RunResults, gather
-from carvision.run_report.photos import thumbnail
 from carvision.run_report.verdict import threshold_of, verdict
 
 log = logging.getLogger(__name__)
 
 REPORT, LABEL_ERRORS = "report.html", "label_errors_{}.csv"
+STRONG = 0.9  # accuracy from which on a suspicious label is more often wrong than the model
 SAMPLES_BYTES = 2_500_000  # of the photos of all classes, at most
 
 
@@ -56,6 +57,7 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
             write_csv(file, suspicious.drop(columns="row"))
         else:
             file.unlink(missing_ok=True)
+    accuracy = float(results.heads[main].right.mean()) if main else 1.0
     tables, notes = data_sheet(results)
     judged = results.judged[results.split]
     file = results.folder / REPORT
@@ -80,6 +82,7 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
         gallery_note=_gallery_note(gallery, len(results.train)),
         suspicious=_suspicious_rows(results, suspicious),
         num_suspicious=len(suspicious),
+        weak=accuracy if accuracy < STRONG else None,
         label_file=LABEL_ERRORS.format(main),
         sheet=tables,
         sheet_notes=notes,

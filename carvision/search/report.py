@@ -8,6 +8,7 @@ import math
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from statistics import mean
 
@@ -15,6 +16,7 @@ import optuna
 import pandas as pd
 import yaml
 from optuna.trial import FrozenTrial, TrialState
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -23,7 +25,8 @@ from rich.text import Text
 from carvision.config.compose import choices, choices_of, compose_sweep
 from carvision.files.atomic import create_folder, write_csv, write_text
 from carvision.files.locks import lock_when_free
-from carvision.reports.tables import TextTable, print_table
+from carvision.reports.comparison.frame import is_fraction
+from carvision.reports.tables import TextTable, percent, print_table
 from carvision.search import queue
 from carvision.search.build import Sweep
 from carvision.search.queue import best_first, folder_of, last_value, trials_of
@@ -81,17 +84,40 @@ def number_text(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) or abs(value) >= 1e5 else f"{value:.4g}"
 
 
+def metric_text(metric: str, value: float, unit: str = "") -> str:
+    """Format a metric: an accuracy in percent, followed by `unit`, anything else with four digits; "" for NaN."""
+    if math.isnan(value) or not is_fraction(metric):
+        return number_text(value)
+    return f"{percent(value)}{unit}"
+
+
+def heading_of(metric: str) -> str:
+    """Return the metric's name with the unit of metric_text's numbers."""
+    return f"{metric} %" if is_fraction(metric) else metric
+
+
 def values_text(trial: FrozenTrial, sweep: Sweep) -> str:
     """Format a completed trial's objectives."""
     pairs = zip(sweep.objective, trial.values or [], strict=True)
-    return ", ".join(f"{metric} {number_text(value)}" for metric, value in pairs)
+    return ", ".join(f"{metric} {metric_text(metric, value, ' %')}" for metric, value in pairs)
 
 
 def drawn_text(trial: FrozenTrial) -> str:
     """Format a trial's drawn values as overrides."""
-    return ", ".join(
-        f"{key}={value}" if isinstance(value, str) else f"{key}={value:.4g}" for key, value in trial.params.items()
-    )
+    return ", ".join(_drawn(trial, {}))
+
+
+def _drawn(trial: FrozenTrial, short: dict[str, str]) -> list[str]:
+    """Return "key=value" for each drawn value. short: {key: what is shown for it}."""
+    return [f"{short.get(key, key)}={value if isinstance(value, str) else f'{value:.4g}'}"
+            for key, value in trial.params.items()]  # fmt: skip
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Return {key: its last part} of the keys that it tells apart, "lr" for "optimizer.lr"."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    counts = Counter(last.values())
+    return {key: name for key, name in last.items() if counts[name] == 1}
 
 
 def event_text(sweep: Sweep, study: optuna.Study, trial: FrozenTrial) -> str:
@@ -105,7 +131,7 @@ def event_text(sweep: Sweep, study: optuna.Study, trial: FrozenTrial) -> str:
         is_best = ", best so far" if best_first(study)[0].number == trial.number else ""
         return f"{name}: {values_text(trial, sweep)} at epoch {attributes[queue.BEST_EPOCH]}{seconds}{is_best}"
     if trial.state == TrialState.PRUNED:
-        outcome = f"{sweep.monitor[0]} {number_text(last_value(trial))}"
+        outcome = f"{sweep.monitor[0]} {metric_text(sweep.monitor[0], last_value(trial), ' %')}"
         return f"{name}: pruned after {num_epochs(trial)} of {sweep.num_epochs} epochs, {outcome}{seconds}"
     if trial.state == TrialState.WAITING:
         return f"{name}: interrupted after {num_epochs(trial)} epochs ({attributes.get(queue.WHY)}); it will continue"
@@ -126,26 +152,34 @@ def live_table(sweep: Sweep, study: optuna.Study) -> AbstractContextManager:
     if not STDERR.is_terminal:
         return nullcontext()
     return Live(
-        get_renderable=lambda: Group(trials_table(sweep, study), Text(state_of(sweep, study))),
+        get_renderable=lambda: Group(trials_table(sweep, study, STDERR), Text(state_of(sweep, study))),
         console=STDERR, refresh_per_second=1, transient=True,
     )  # fmt: skip
 
 
-def trials_table(sweep: Sweep, study: optuna.Study) -> Table:
-    """Return a table of the best trials and the latest ones."""
-    best = best_first(study)[: MAX_ROWS // 3]
-    others = [t for t in trials_of(sweep, study) if t not in best and t.state != TrialState.WAITING]
+def trials_table(sweep: Sweep, study: optuna.Study, console: Console) -> Table:
+    """Return a table of the best trials and the latest ones, as many as the terminal has lines for."""
+    trials = [trial for trial in trials_of(sweep, study) if trial.state != TrialState.WAITING]
+    short = short_keys(dict.fromkeys(key for trial in trials for key in trial.params))
+    drawn = {trial.number: "  ".join(_drawn(trial, short)) for trial in trials}
+    headings = ["trial", "", *map(heading_of, sweep.objective), "epochs"]
+    left = max(20, console.width - sum(max(8, cell_len(heading)) + 1 for heading in headings))  # for the values
+    lines = -(-max(map(cell_len, drawn.values()), default=1) // left)  # of a row
+    num_rows = max(3, min(MAX_ROWS, (console.height - 5) // lines))
+    best = best_first(study)[: num_rows // 3]
+    others = [trial for trial in trials if trial not in best]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("trial", "", *sweep.objective, "epochs"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    table.add_column("values", overflow="ellipsis", no_wrap=True)
-    for trial in [*best, *others[len(best) - MAX_ROWS :]]:
-        texts = [number_text(value) for value in trial.values or [last_value(trial)]]
-        texts += [""] * (len(sweep.objective) - len(texts))
+    for heading in headings:
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    table.add_column("values")
+    for trial in [*best, *others[len(best) - num_rows :]]:
+        # Of a trial without results, the metric that its epochs report
+        values = dict(zip(sweep.objective, trial.values or [], strict=False)) or {sweep.monitor[0]: last_value(trial)}
+        texts = [metric_text(metric, values.get(metric, math.nan)) for metric in sweep.objective]
         state = "best" if best and trial is best[0] else trial.state.name.lower()
         style = {"best": "bold green", "running": "cyan"}.get(state, "" if trial.values else "dim")
         epochs = f"{num_epochs(trial)}/{sweep.num_epochs}"
-        table.add_row(str(trial.number), state, *texts, epochs, drawn_text(trial), style=style)
+        table.add_row(str(trial.number), state, *texts, epochs, drawn[trial.number], style=style)
     return table
 
 
@@ -202,7 +236,9 @@ def best_table(sweep: Sweep, best: list[FrozenTrial]) -> TextTable:
     """Return the best trials, with one row per sampled key."""
     keys = list(dict.fromkeys(key for trial in best for key in trial.params))
     values = [dict(zip(sweep.objective, trial.values or [], strict=True)) for trial in best]
-    rows = [[metric, *(number_text(known[metric]) for known in values)] for metric in sweep.objective]
+    rows = [
+        [heading_of(metric), *(metric_text(metric, known[metric]) for known in values)] for metric in sweep.objective
+    ]
     rows.append(["at epoch", *(str(trial.user_attrs.get(queue.BEST_EPOCH, "")) for trial in best)])
     rows.append(["seconds", *(number_text(trial.user_attrs.get(queue.SECONDS, math.nan)) for trial in best)])
     rows += [[key, *(value_text(trial.params.get(key)) for trial in best)] for key in keys]
@@ -237,4 +273,4 @@ def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
 
 def command_of(sweep: Sweep) -> str:
     folder = shlex.quote(str(sweep.folder))
-    return f"python -m carvision.train --config-dir {folder} experiment=best 'run.seeds=[0,1,2]'"
+    return f"carvision train --config-dir {folder} experiment=best 'run.seeds=[0,1,2]'"

@@ -1,4 +1,4 @@
-"""Callbacks of a run: times, history.csv, log lines, curves, moving average, early stopping, progress bar."""
+"""Callbacks of a run: times, history.csv, log lines, curves, moving average, early stopping."""
 
 import itertools
 import logging
@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from carvision.data.loading.loader import BATCHES_AHEAD, Loader
 from carvision.files.atomic import write_csv, write_json
+from carvision.reports.tables import percent
 from carvision.training.module import LitClassifier
 from carvision.training.run.folder import read_json
 
@@ -120,7 +121,7 @@ class History(pl.Callback):
 
 
 class EpochLines(pl.Callback):
-    """Log a line an epoch: losses, top-1 of each head, and whether the epoch is the best so far.
+    """Log a line an epoch: losses, accuracy of each head in %, and whether the epoch is the best so far.
 
     is_best: Checkpoints', which counts the epoch only later.
     """
@@ -133,14 +134,18 @@ class EpochLines(pl.Callback):
         parts = [f"epoch {trainer.current_epoch + 1}/{module.num_epochs}"]
         for split in ("train", "val"):
             loss = metrics.get(f"{split}/loss")
-            parts.append(f"{split} loss {'–' if loss is None else f'{loss:.4f}'}")
+            parts.append(f"{split} loss {'–' if loss is None else f'{loss:.3f}'}")
             for name, label in module.labels.items():
-                key = "top1" if "ids" in label else "mae"
-                value = metrics.get(f"{split}/{name}/{key}")
-                parts.append(f"{name} {key} {'–' if value is None else f'{value:.4g}'}")
+                if "ids" in label:
+                    top1 = metrics.get(f"{split}/{name}/top1")
+                    parts.append(f"{name} {percent(None if top1 is None else float(top1))} %")
+                else:
+                    error = metrics.get(f"{split}/{name}/mae")
+                    parts.append(f"{name} mae {'–' if error is None else f'{error:.4g}'}")
         if self.is_best(trainer):
-            parts.append("best so far")
-        log.info("  ".join(parts))
+            parts.append("best")
+        # A wider gap before "val", where a narrow terminal then breaks the line
+        log.info("  ".join(parts).replace("  val loss", "   val loss"))
 
 
 class Curves(pl.Callback):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
@@ -29,6 +28,7 @@ from carvision.training.nonfinite import NonFiniteLoss
 from carvision.training.optim import Phase, check_trainer, phase_key
 from carvision.training.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from carvision.training.run.folder import write_config
+from carvision.training.run.progress_bar import RunBar
 from carvision.training.run.resume import ResumePoint
 from carvision.training.run.stopping import Stopping
 
@@ -61,7 +61,7 @@ def build_trainer(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the samplers of PhotoDataModule divide the photos themselves
             enable_model_summary=False,  # summary.txt has a better one
-            enable_progress_bar=any(isinstance(hook, RichProgressBar) for hook in hooks),
+            enable_progress_bar=False,  # RunBar is ours
             log_every_n_steps=10,
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
@@ -147,8 +147,8 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder)))
     if callbacks["patience"]:
         hooks.append(Patience(*stop_rule(callbacks), patience=callbacks["patience"]))
-    if callbacks["progress_bar"] and (sys.stderr.isatty() or sys.stdout.isatty()):  # it would fill a file with lines
-        hooks.append(RichProgressBar(leave=False))
+    if callbacks["progress_bar"] and sys.stderr.isatty() and is_first_process():
+        hooks.append(RunBar())
     if cfg["trainer"]["strategy"] == "fsdp":
         hooks.append(SyncStatistics())
     stopping = Stopping(checkpoints, ends, run["checkpoint_every_minutes"])

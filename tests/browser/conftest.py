@@ -68,7 +68,7 @@ def open_page(browser):
 
 
 def made_run(folder: Path, names: list[str]) -> Path:
-    """Save an untrained model of these classes, and tiny photos: one of each to train, two to test."""
+    """Save an untrained model of these classes, and tiny photos: one of each in each split."""
     from carvision.data.images import Preprocessing
     from carvision.inference import model_file
     from carvision.models.classifier import Classifier, Head
@@ -76,7 +76,7 @@ def made_run(folder: Path, names: list[str]) -> Path:
 
     photos, run = folder / "photos", folder / "run"
     random = np.random.default_rng(0)
-    for split, count in (("train", 1), ("test", 2)):
+    for split, count in (("train", 1), ("val", 1), ("test", 1)):
         for name in names:
             (photos / split / name).mkdir(parents=True)
             for i in range(count):

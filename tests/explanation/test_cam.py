@@ -9,6 +9,7 @@ import pytest
 import torch
 from captum.attr import LayerGradCam
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 import carvision
@@ -152,7 +153,7 @@ def test_a_network_for_one_size_alone_gives_its_coarse_map(tiny):
     model.preprocessing = dataclasses.replace(tiny.preprocessing, size_px=64)
     [cam] = class_activation_maps(model, [photo()], None, "make", [1])
     assert cam.values.shape == (2, 2) and cam.size_px == 64
-    assert cam.note.endswith("coarse: 2 x 2 cells at 64 px, the only size that the network takes")
+    assert cam.note.endswith("coarse: 2 x 2 cells at 64 px, and the network takes no larger images")
 
 
 def test_the_map_is_of_the_box_and_a_photo_may_be_asked_about_twice(tiny, tmp_path):
@@ -184,3 +185,26 @@ def test_a_backbone_without_a_map_is_one_line():
     model._pooled = lambda features: torch.zeros(len(features), 96) + features.sum()
     with pytest.raises(InputError, match="Vectors gives neither a feature map nor square patches"):
         grad_cam(model, torch.zeros(2, 3, 64, 64), "make", torch.tensor([0, 0]))
+
+
+def test_hiding_the_brightest_parts_of_real_photos_lowers_the_logit_most(real_photos):
+    weights = load_file(real_photos / "weights" / "mobilenetv2_100_imagenet.safetensors")
+    model = Classifier("mobilenetv2_100", {"class": Head(1000)}, 224, {"pad_type": "same"}).eval()
+    renamed = {name.replace("classifier", "output"): tensor for name, tensor in weights.items()}
+    model.backbone.load_state_dict({name: tensor for name, tensor in renamed.items() if "output" not in name})
+    model.head_class.output.load_state_dict({name: renamed[f"output.{name}"] for name in ("weight", "bias")})
+    folders = sorted((real_photos / "imagenette" / "val").iterdir())
+    files = [file for folder in folders for file in sorted(folder.iterdir())[:2]]
+    how = Preprocessing(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    images = torch.stack([to_input(Image.open(file), preprocessing=how) for file in files])
+    with torch.no_grad():
+        codes = model(images)["class"].argmax(dim=1)
+        maps, logits = grad_cam(model, images, "class", codes)
+        order = maps.flatten(1).argsort(dim=1)
+        drops = []
+        for cells in (order[:, -12:], order[:, :12]):  # the brightest quarter, the darkest
+            hidden = torch.zeros(len(files), 49).scatter(1, cells, 1).view(-1, 1, 7, 7)
+            seen = images * (1 - hidden.repeat_interleave(32, 2).repeat_interleave(32, 3))
+            drops.append((logits - model(seen)["class"]).gather(1, codes[:, None])[:, 0])
+    brightest, darkest = drops
+    assert (brightest > darkest).float().mean() > 0.85 and brightest.mean() > 2 * darkest.mean()

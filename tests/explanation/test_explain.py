@@ -44,7 +44,7 @@ def test_each_photo_has_a_picture_with_the_predicted_class_and_its_probability(r
     names = sorted(path.name for path in (tmp_path / "maps").iterdir())
     assert names == ["000.cam.png", "000_2.cam.png", "001.cam.png"]
     for file, figure in zip(first, figures, strict=False):
-        [result] = carvision.predict(run, [file])
+        [result] = carvision.load(run).predict([file])
         best = result["model"][0]
         title, name, *rest = texts(figure)
         assert title == f"{best['name']} {100 * best['prob']:.1f} %" and name == file.name
@@ -59,7 +59,7 @@ def test_a_photo_that_cannot_be_used_is_a_line_of_its_own(run, tmp_path, call):
     assert code == 1 and out and messages == [f"{bad}: not a supported image format"]
     assert len(list((tmp_path / "maps").iterdir())) == 2
     code, out, messages = call(run, bad, "--out", tmp_path / "none")
-    assert code == "error: 1 photos given, and none of them can be used; give others" and not out
+    assert code == "error: no photo of those given can be used; give others" and not out
     assert messages == [f"{bad}: not a supported image format"] and not (tmp_path / "none").exists()
 
 
@@ -77,7 +77,7 @@ def test_several_classes_another_head_and_a_class_of_ones_own_choice(run, tmp_pa
     assert call(run, photo, "--out", tmp_path / "2", "--head", "make", "--class", "BMW")[0] == 0
     assert call(run, photo, "--out", tmp_path / "3", "--head", "speed")[0] == 0
     assert len(figures[0].axes[0].images) == 4  # the photo, and a map of each of three classes
-    [result] = carvision.predict(run, [photo], top=2)
+    [result] = carvision.load(run).predict([photo], top=2)
     prob = next(found["prob"] for found in result["make"] if found["name"] == "BMW")
     assert any(text.startswith(f"evidence for BMW {100 * prob:.1f} %") for text in texts(figures[1]))
     assert texts(figures[2])[0] == f"speed {result['speed']:.4g}"

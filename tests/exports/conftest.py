@@ -14,7 +14,7 @@ from carvision.models.classifier import Classifier, Head
 from carvision.models.parts import NO_LAYERS, Layers
 from tests.inference.tiny import LABELS as TINY_LABELS
 
-RUN = Path("runs/demo/2026-01-31_12-00-00")  # as README.md's examples name it
+RUN = Path("runs/demo/2026-01-31_12-00-00")  # as the examples of docs/export.md name it
 LABELS = {name.replace("model", "model.name"): label for name, label in TINY_LABELS.items()}
 CONFIG = {
     "data": {"name": "manifest", "root": "/home/owner/secret/cars", "file": "secret/table.csv"},
@@ -44,7 +44,7 @@ def save_model(folder: Path, backbone="test_resnet", size_px=64, head_layers: La
 
 @pytest.fixture(scope="session")
 def example_folder(demo_photos, tmp_path_factory) -> Path:  # once: tracing and ONNX take seconds each
-    """A folder in which README.md's examples run as they stand: the run RUN with its exports, a.jpg and b.jpg."""
+    """A folder in which the examples of docs/export.md run: the run RUN with its exports, a.jpg and b.jpg."""
     from carvision.exports.write import write
     from carvision.training.run.start import train
 

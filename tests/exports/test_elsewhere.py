@@ -1,4 +1,4 @@
-"""Exports open where carvision is not installed, and give the run's logits; README.md's examples run as they stand."""
+"""Exports open where carvision is not installed, and give the run's logits; docs/export.md's examples run."""
 
 import re
 import subprocess
@@ -70,9 +70,9 @@ MARKERS = ["plain PyTorch: fine-tune", "plain PyTorch: features", "timm", "Light
 @pytest.mark.parametrize("marker", MARKERS)
 def test_the_example_runs(marker, example_folder, monkeypatch):
     monkeypatch.chdir(example_folder)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     found = [block for block in blocks if block.startswith(f"# {marker}\n")]
-    assert len(found) == 1, f"README.md has {len(found)} examples that begin with # {marker}"
+    assert len(found) == 1, f"docs/export.md has {len(found)} examples that begin with # {marker}"
     assert len(found[0].splitlines()) <= 12
-    exec(compile(found[0], f"README.md, {marker}", "exec"), {"__name__": "__main__"})
+    exec(compile(found[0], f"docs/export.md, {marker}", "exec"), {"__name__": "__main__"})

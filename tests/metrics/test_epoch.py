@@ -172,6 +172,17 @@ def test_metrics_of_an_epoch(rule):
         assert alone.compute_rules() == {other: values}
 
 
+def test_the_running_metrics_of_a_bar_are_those_of_the_epoch_so_far():
+    metrics, batch = epoch_metrics("joint"), epoch()
+    updated(metrics, part(batch, slice(0, 20)))
+    expected = metrics.compute()
+    running = {name: float(value) for name, value in metrics.running().items()}
+    assert running == pytest.approx({name: expected[name] for name in ("loss", "make/top1", "model/top1")})
+    batch["weights"]["make"][:] = 0
+    running = updated(epoch_metrics(), batch).running()
+    assert running["make/top1"].isnan() and running["loss"].isfinite()
+
+
 def test_batches_of_any_size_and_an_interrupted_epoch_give_the_same_metrics():
     batch = epoch()
     per_photo = torch.rand(60, generator=torch.Generator().manual_seed(2))

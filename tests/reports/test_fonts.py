@@ -16,19 +16,19 @@ from carvision.reports.photos import width_px
 NAME = "Test Gothic"
 
 
-def write_font(file) -> str:
-    """Write a font that has only 日 and 本: filled squares of twice the size of letters."""
+def write_font(file, width: int = 2000) -> str:
+    """Write a font that has only 日 and 本: filled squares, a full em high and wide where width is 1000."""
     builder = FontBuilder(1000, isTTF=True)
     builder.setupGlyphOrder([".notdef", "square"])
     builder.setupCharacterMap({ord("日"): "square", ord("本"): "square"})
     pen = TTGlyphPen(None)
     pen.moveTo((0, 0))
-    for corner in ((0, 2000), (2000, 2000), (2000, 0)):
+    for corner in ((0, width), (width, width), (width, 0)):
         pen.lineTo(corner)
     pen.closePath()
     builder.setupGlyf({name: pen.glyph() for name in (".notdef", "square")})
-    builder.setupHorizontalMetrics(dict.fromkeys((".notdef", "square"), (2000, 0)))
-    builder.setupHorizontalHeader(ascent=2000, descent=0)
+    builder.setupHorizontalMetrics(dict.fromkeys((".notdef", "square"), (width, 0)))
+    builder.setupHorizontalHeader(ascent=width, descent=0)
     builder.setupNameTable({"familyName": NAME, "styleName": "Regular"})
     builder.setupOS2()
     builder.setupPost()
@@ -94,3 +94,11 @@ def test_a_damaged_font_is_passed_over(installed, tmp_path):
     (tmp_path / "bad.ttf").write_bytes(b"no font")
     installed(str(tmp_path / "bad.ttf"), write_font(tmp_path / "test.ttf"))
     assert plots.font_families("日")[1:] == [NAME]
+
+
+def test_a_title_of_wide_letters_stays_within_the_picture(installed, tmp_path):
+    installed(write_font(tmp_path / "test.ttf", width=1000))
+    for title in ("日" * 90, "a long title of words " * 5):
+        figure, _ = plots.create_panels(1, 1, 5, 3)
+        plots.finish(figure, title, tmp_path / "title.png")
+        assert figure._suptitle.get_window_extent().x1 < figure.bbox.x1

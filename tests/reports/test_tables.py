@@ -74,7 +74,7 @@ def test_markup_in_names_is_escaped():
     assert tables.code_block("a\n```\n````\n<b>", "yaml").splitlines()[::5] == ["`````yaml", "`````"]
 
 
-CLASSES = {"make": {"ids": list("ab"), "parent": None}, "model": {"ids": list("abc"), "parent": "make"}}
+CLASSES = {"make": {"ids": list("abcd"), "parent": None}, "model": {"ids": list("abcdef"), "parent": "make"}}
 LABELS = {**CLASSES, "speed": {"unit": "km/h"}}
 
 
@@ -95,8 +95,9 @@ def text_of(tables: list, width: int = 80) -> str:
 
 
 def test_every_metric_is_in_its_row_and_printed_with_time_and_cost(tmp_path, capsys):
-    accuracy, precision, errors, rules = (table.rows for table in closing_tables(metrics(), LABELS))
-    assert accuracy[0] == ["make", "51.0", "52.0", "53.0", "54.0", "55.0"]
+    accuracy, precision, errors, rules = (table.rows for table in closing_tables(metrics(), LABELS, True))
+    # Of four classes the true one may be outside the top 3, and never outside the top 5
+    assert accuracy[:2] == [["make", "51.0", "52.0", "", "54.0", "55.0"], ["model", *["100.0"] * 5]]
     assert [row[:2] for row in accuracy[2:]] == [["all heads right", "40.2"], ["parent and child consistent", "98.7"]]
     assert [row[-3:] for row in precision[:2]] == [["56.0", "57.0", "58.0"], ["59.0", "60.0", "61.0"]]
     assert errors == [["speed", "12.35", "20.5", "km/h"]] and rules[1] == ["model/top1", "62.0", "62.0", "62.0"]
@@ -104,12 +105,23 @@ def test_every_metric_is_in_its_row_and_printed_with_time_and_cost(tmp_path, cap
     print_closing({**metrics(), **known}, LABELS, tmp_path)
     for text in (capsys.readouterr().out, (tmp_path / "results.txt").read_text()):
         assert "12.3 min wall, 20.1 min CPU, 0.19 (0.90 an hour)" in text and "precision" in text
+        assert "Keras" not in text
+    print_closing({**metrics(), **known}, LABELS, tmp_path, keras=True)
+    for text in (capsys.readouterr().out, (tmp_path / "results.txt").read_text()):
+        assert text.count("all p > 0.5 (Keras)") == 2
+    brief, _ = (table.rows for table in closing_tables(metrics(), LABELS, brief=True))
+    assert brief[0] == ["make", "51.0", "52.0", "", "55.0", "56.0", "57.0", "58.0"] and brief[2][:2] == [
+        "all heads right",
+        "40.2",
+    ]
+    assert len(brief) == 3
     assert time_line({"seconds": {"training": 3.0}}) == ""
 
 
 @pytest.mark.parametrize("head", ["make", "a name that is longer than any terminal is wide " * 3])
 def test_nothing_is_cut_off_in_80_columns(head):
-    tables = closing_tables(metrics(head), LABELS if head == "make" else {head: LABELS["make"]})
+    labels = LABELS if head == "make" else {head: LABELS["make"]}
+    tables = closing_tables(metrics(head), labels) + closing_tables(metrics(head), labels, keras=True, brief=True)
     narrow, wide = (text_of(tables, width) for width in (80, 200))
     assert "…" not in narrow and max(len(line.rstrip()) for line in narrow.splitlines()) <= 80
     assert sorted(narrow.replace("─", "").split()) == sorted(wide.replace("─", "").split())

@@ -102,7 +102,7 @@ def test_the_best_trial_is_an_experiment_of_its_own_over_several_seeds(hyperband
     folder, _ = hyperband
     best = table_of(folder).sort_values("val/loss").iloc[0]
     words = ["--config-dir", folder, "experiment=best", "run.seeds=[0,3]", f"run.dir={tmp_path / 'again'}"]
-    run_forked("carvision.train", *words, "callbacks.progress_bar=false", check=0)
+    run_forked("carvision.train", *words, "callbacks.progress_bar=false", "run.report=false", check=0)
     first, other = (json.loads((tmp_path / "again" / f"seed_{n}" / "metrics.json").read_text()) for n in (0, 3))
     assert first["val"]["loss"] == pytest.approx(best["val/loss"], rel=1e-4) and first["test"] and other["test"]
     runs = tmp_path / "again" / "seed_3", folder / best["folder"]

@@ -13,7 +13,8 @@ from carvision.reports.comparison.runs import SPLITS, Run, RunPart
 log = logging.getLogger(__name__)
 
 # Columns without a best value
-NOT_METRICS = ("folder", "state", "folds", "seeds", "epochs", "best_epoch", "epoch", "parameters")
+DATA_SET = "data_set"  # a column that write_comparison adds
+NOT_METRICS = ("folder", DATA_SET, "state", "folds", "seeds", "epochs", "best_epoch", "epoch", "parameters")
 TIMES = ("wall_min", "cpu_min", "cost", "training_s", "best_after_s", "epoch_s")
 SPREAD = "/std"  # suffix of the column with the standard deviation over the folds
 NAN = float("nan")

@@ -1,7 +1,7 @@
 """The page of a comparison, compare.html: for each data set a table of its runs and charts; studies of settings."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,18 @@ from carvision.reports.charts import LOOKS, Axis, Line, line_chart
 from carvision.reports.comparison.frame import finest_metric, is_fraction, lower_is_better, pareto_front, sort_by
 from carvision.reports.comparison.plots import WIDE_RANGE, in_unit, is_wide
 from carvision.reports.comparison.runs import Run
-from carvision.reports.comparison.tables import format_cells, format_value, run_names, shown_columns, title_of
+from carvision.reports.comparison.tables import (
+    by_data_set,
+    format_cells,
+    format_value,
+    run_names,
+    shown_columns,
+    title_of,
+)
 from carvision.reports.page import write_template
 from carvision.reports.tables import JOINT, TextTable
 
 WIDE_KEY = 4  # ratio of a key's largest to its smallest value above which its scale is logarithmic
-NAMED_ONLY = ("folder", "manifest", "packed")  # kinds of data set that their path tells apart
 AMOUNTS = {"training_s": "training time", "cost": "cost"}
 MAX_LETTERS = 60  # of a run's name in a legend
 
@@ -38,26 +44,15 @@ def write_compare_page(
     {heading: tables}. charts: {heading of a study: chart above its tables}.
     """
     groups = []
-    for name, rows in data_sets(runs).items():
-        part, own = frame.iloc[rows], [runs[i] for i in rows]
+    by_name = dict(zip(frame.index, runs, strict=True))
+    for name, part in by_data_set(frame).items():
+        own = [by_name[run] for run in part.index]
         judged = metric if metric in part and part[metric].notna().any() else finest_metric(part, own)
         groups.append({"name": name, "table": runs_by_row(part), "charts": [*curves(part, own, judged),
                        *trade_offs(part, judged)]})  # fmt: skip
     write_template(
         file, "compare.html", title=title, about=about, groups=groups, notes=notes, studies=studies, charts=charts
     )
-
-
-def data_sets(runs: Sequence[Run]) -> dict[str, list[int]]:
-    """Return the indices of the runs of each data set, as their configs name it."""
-    found: dict[str, list[int]] = {}
-    for i, run in enumerate(runs):
-        name = str(run.config.get("data.name") or "data set not recorded")
-        source = run.config.get("data.file") or run.config.get("data.root")
-        if name in NAMED_ONLY and source:
-            name = f"{name} {PurePath(str(source)).name}"
-        found.setdefault(name, []).append(i)
-    return found
 
 
 def runs_by_row(frame: pd.DataFrame) -> TextTable:

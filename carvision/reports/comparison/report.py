@@ -7,16 +7,32 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 from rich.console import Console
+from rich.text import Text
 
 from carvision.errors import InputError
 from carvision.files.atomic import write_csv
 from carvision.files.folders import refuse_foreign_folder
-from carvision.reports.comparison.frame import check_column, finest_metric, runs_frame, sort_by
+from carvision.reports.comparison.frame import DATA_SET, check_column, finest_metric, runs_frame, sort_by
 from carvision.reports.comparison.page import against_charts, write_compare_page
 from carvision.reports.comparison.plots import MAX_CURVES, draw_matrix, plot_against, plot_comparison, plot_trade_off
 from carvision.reports.comparison.runs import Run, find_runs, read_run
-from carvision.reports.comparison.settings import against_of, differing_keys, matrix_of, name_runs, text_of
-from carvision.reports.comparison.tables import against_table, matrix_tables, print_runs, runs_table, settings_table
+from carvision.reports.comparison.settings import (
+    against_of,
+    data_sets_of,
+    differing_keys,
+    matrix_of,
+    name_by_settings,
+    name_runs,
+    text_of,
+)
+from carvision.reports.comparison.tables import (
+    against_table,
+    by_data_set,
+    matrix_tables,
+    print_runs,
+    runs_table,
+    settings_table,
+)
 from carvision.reports.page import sections_of, write_markdown
 from carvision.reports.tables import TextTable, print_table
 
@@ -45,6 +61,7 @@ def write_comparison(
         raise InputError(f"--price-per-hour: {price_per_hour} is not 0 or more")
     runs = [read_run(path) for path in find_runs(given)]
     frame = runs_frame(runs, _check_names(names, runs), epoch, price_per_hour)
+    frame.insert(1, DATA_SET, data_sets_of(runs))
     metric = check_column(frame, metric, "--figure") if metric else finest_metric(frame, runs)
     if sort:
         by_name = dict(zip(frame.index, runs, strict=True))
@@ -52,7 +69,7 @@ def write_comparison(
         runs = [by_name[name] for name in frame.index]
     # Wrong settings are refused before anything is written
     arranged = matrix_of(frame, runs, matrix[0], matrix[1], metric) if matrix else None
-    study = against_of(frame, runs, against, name_runs(runs, ignored=(against, "seed"))) if against else None
+    study = against_of(frame, runs, against, name_by_settings(runs, ignored=(against, "seed"))) if against else None
     refuse_foreign_folder(folder, "--out", _is_comparison)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,18 +142,27 @@ def _write(
     if epoch is not None:
         about = f"Metrics at the end of epoch {epoch}, wall minutes of training until then."
     notes = _notes(frame, keys)
-    tables = [runs_table(frame, "Metrics", notes), *studies]
+    parts = by_data_set(frame)
+    several = len(parts) > 1
+    tables = [runs_table(part, f"Metrics on {name}" if several else "Metrics", []) for name, part in parts.items()]
+    tables[-1].notes.extend(notes)
+    tables += studies
     if keys:
         tables.append(settings_table(runs, list(frame.index), keys))
     write_markdown(folder / "compare.md", title, about, sections_of(tables, pictures))
-    shown = {table.title: [table] for table in tables[1:]}
+    shown = {table.title: [table] for table in tables[len(parts) :]}
     write_compare_page(folder / "compare.html", title, about, frame, runs, metric, notes, shown, charts)
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)  # rich assumes 80 columns for a file
-    print_runs(
-        frame, f"{title}. {about}", notes, console, [metric, metric.replace("val/", "test/"), "wall_min", "cost"]
-    )
+    if several:
+        console.print(Text(f"{title}. {about}"))
+    for name, part in parts.items():
+        first = metric if part[metric].notna().any() else finest_metric(part.dropna(axis="columns", how="all"), [])
+        ranked = [first, first.replace("val/", "test/"), "wall_min", "cost"]
+        print_runs(part, name if several else f"{title}. {about}", console, ranked)
+    for note in notes:
+        console.print(Text(note, "dim"))
     for table in studies:
         print_table(table, console)
 
@@ -147,9 +173,9 @@ def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
     losses = [key for key in keys if key.startswith("loss.")]
     if losses:
         notes.append(f"The runs have different losses ({', '.join(losses)}), so their values can't be compared.")
-    photos = [key for key in keys if key.startswith(("data.name", "data.split.", "data.classes", "data.min_images"))]
+    photos = [key for key in keys if key.startswith("data.split.")]
     if photos:
-        notes.append(f"The runs have different photos ({', '.join(photos)}).")
+        notes.append(f"The runs have different splits ({', '.join(photos)}).")
     for kind in ("folds", "seeds"):
         if frame[kind].notna().any():
             notes.append(f"\u00b1: standard deviation over the {kind}; minutes and cost are of all {kind} together.")
@@ -177,9 +203,12 @@ def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], metric: str, folder: Pa
             file = folder / f"{kind.removeprefix('Top-1 ').lower()}.png"
             plot_comparison(histories, drawn, f"{kind} by epoch{shown}", file)
             pictures[f"{kind} by epoch"] = file
-    for amount, noun in {"training_s": "time", "cost": "cost"}.items():
-        if len(frame) > 1 and amount in frame and frame[[amount, metric]].notna().all(axis=1).sum() > 1:
-            heading = f"{'Accuracy' if 'top' in metric else metric} against {noun}"
-            pictures[heading] = folder / f"against_{noun}.png"
-            plot_trade_off(frame, amount, metric, pictures[heading])
+    parts = by_data_set(frame)
+    for number, (name, part) in enumerate(parts.items(), 1):
+        of_part, suffix = (f" on {name}", f"_{number}") if len(parts) > 1 else ("", "")
+        for amount, noun in {"training_s": "time", "cost": "cost"}.items():
+            if len(part) > 1 and amount in part and part[[amount, metric]].notna().all(axis=1).sum() > 1:
+                heading = f"{'Accuracy' if 'top' in metric else metric} against {noun}{of_part}"
+                pictures[heading] = folder / f"against_{noun}{suffix}.png"
+                plot_trade_off(part, amount, metric, pictures[heading])
     return pictures

@@ -20,7 +20,7 @@ from carvision.errors import InputError, one_line
 log = logging.getLogger(__name__)
 
 HISTORY, METRICS, CONFIG = "history.csv", "metrics.json", "config.yaml"
-TRIALS = "trials.csv"  # of a search, whose runs are in trials/ beside it
+TRIALS, TRIALS_FOLDER = "trials.csv", "trials"  # of a search: its table, and the folder of its runs
 CELL_KEY = "sweep.cells"  # in a run's config: the index of its grid cell
 PART = re.compile(r"(fold|seed)_(\d+)")  # the folder of a run's part
 
@@ -174,7 +174,7 @@ def _read_config(folder: Path) -> dict[str, object]:
 def _cell_of(folder: Path) -> dict[str, object]:
     folder = folder.absolute()
     file = folder.parent.parent / TRIALS
-    if folder.parent.name != "trials" or not file.is_file():
+    if folder.parent.name != TRIALS_FOLDER or not file.is_file():
         return {}
     with _leaving_out(file, "its runs"), file.open(encoding="utf-8", newline="") as rows:
         cells = [row.get("cell") for row in csv.DictReader(rows) if row.get("folder") == f"trials/{folder.name}"]

@@ -6,13 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from carvision.errors import InputError, suggest
 from carvision.reports.comparison.frame import lower_is_better
-from carvision.reports.comparison.runs import Run
+from carvision.reports.comparison.runs import TRIALS_FOLDER, Run
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ FIRST = (
     "schedule.name", "loss.name", "data.name", "data.batch_size", "data.image_px", "trainer.max_epochs",
 )  # fmt: skip
 LAST = ("seed", "data.split.seed", "data.split.fold")
+OF_THE_USER = ("folder", "manifest", "packed")  # data sets without a name of their own
+CHOOSING = ("data.classes", "data.min_images_per_class", "data.one_against_rest", "data.images_per_model", "data.part")
 TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
 MAX_SHOWN = 3  # settings in a name; if more differ, only as many as distinguish the runs
 Config = dict[str, object]
@@ -40,22 +43,18 @@ def _rank(key: str) -> int:
     return FIRST.index(key) if key in FIRST else len(FIRST) + LAST.index(key) + 1 if key in LAST else len(FIRST)
 
 
-def name_runs(runs: Sequence[Run], ignored: Sequence[str] = ()) -> list[str]:
-    """Return a unique name for each run.
+def name_runs(runs: Sequence[Run]) -> list[str]:
+    """Return a unique name for each run: that of its folder, or of the folder above one that is named by its time.
 
-    "optimizer=adam lr=0.001" if up to three settings differ; if more do, the experiment or the run's folder with as
-    many settings as are needed to distinguish the runs. ignored: settings left out; such names may repeat.
+    Runs of one name, and trials of a search, whose folders have numbers, are named by the settings that differ.
     """
-    configs = [dict(run.config) for run in runs]
-    keys = [key for key in differing_keys(runs) if key not in ignored]
-    shared = [key for key in keys if all(key in config for config in configs)]  # not those of one optimizer alone
-    if not 0 < len(shared) <= MAX_SHOWN or _num_apart(configs, shared) < _num_apart(configs, keys):
-        for config, run in zip(configs, runs, strict=True):
-            config["experiment"] = run.folder.parent.name if TIME.fullmatch(run.folder.name) else run.folder.name
-        shared = _enough(configs, ["experiment", *keys])
-    names = _names(configs, shared)
-    if ignored:  # these name groups of runs and may repeat
-        return names
+    own = [_own_name(run) for run in runs]
+    names = list(own)
+    for name, count in Counter(own).items():
+        if count > 1 or not name:
+            group = [i for i, other in enumerate(own) if other == name]
+            for i, settings in zip(group, name_by_settings([runs[i] for i in group]), strict=True):
+                names[i] = name if settings == name else f"{name} {settings}".strip()
     for more in (lambda run: run.folder.name, lambda run: str(run.folder)):
         counts = Counter(names)
         names = [
@@ -63,6 +62,51 @@ def name_runs(runs: Sequence[Run], ignored: Sequence[str] = ()) -> list[str]:
             for name, run in zip(names, runs, strict=True)
         ]
     return names
+
+
+def _own_name(run: Run) -> str:
+    """Return the name of the run's folder, of the one above if that is a time; "" for a trial of a search."""
+    folder = run.folder.absolute()
+    if folder.parent.name == TRIALS_FOLDER:
+        return ""
+    return folder.parent.name if TIME.fullmatch(folder.name) else folder.name
+
+
+def name_by_settings(runs: Sequence[Run], ignored: Sequence[str] = ()) -> list[str]:
+    """Return a name for each run, from the settings that differ; equal runs have the same name.
+
+    "optimizer=adam lr=0.001" if up to three settings differ; if more do, the experiment or the run's folder with as
+    many settings as are needed to distinguish the runs. ignored: settings left out.
+    """
+    configs = [dict(run.config) for run in runs]
+    keys = [key for key in differing_keys(runs) if key not in ignored]
+    shared = [key for key in keys if all(key in config for config in configs)]  # not those of one optimizer alone
+    if not 0 < len(shared) <= MAX_SHOWN or _num_apart(configs, shared) < _num_apart(configs, keys):
+        for config, run in zip(configs, runs, strict=True):
+            config["experiment"] = _own_name(run) or run.folder.name
+        shared = _enough(configs, ["experiment", *keys])
+    return _names(configs, shared)
+
+
+def data_sets_of(runs: Sequence[Run]) -> list[str]:
+    """Return the name of each run's data set; that of one's own photos has their folder or table, and its whole path if
+    it takes that to tell two apart.
+
+    Runs have the same name if their photos are of the same classes from the same data set, in whichever split.
+    """
+    keys = [key for key in differing_keys(runs) if key in CHOOSING]
+    found = []
+    for run in runs:
+        name, of_user = (
+            text_of(run.config.get("data.name", "data set not recorded")),
+            run.config.get("data.name") in OF_THE_USER,
+        )
+        where = (run.config.get("data.file") or run.config.get("data.root")) if of_user else None
+        settings = [f"{key.removeprefix('data.')}={text_of(run.config[key])}" for key in keys if key in run.config]
+        found.append((name, str(where or ""), *settings))
+    short = {each: " ".join(filter(None, (each[0], Path(each[1]).name, *each[2:]))) for each in found}
+    counts = Counter(short.values())
+    return [short[each] if counts[short[each]] == 1 else " ".join(filter(None, each)) for each in found]
 
 
 def _enough(configs: Sequence[Config], keys: Sequence[str]) -> list[str]:

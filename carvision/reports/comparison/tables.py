@@ -6,7 +6,15 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from carvision.reports.comparison.frame import NOT_METRICS, SPREAD, TIMES, heads_of, is_fraction, lower_is_better
+from carvision.reports.comparison.frame import (
+    DATA_SET,
+    NOT_METRICS,
+    SPREAD,
+    TIMES,
+    heads_of,
+    is_fraction,
+    lower_is_better,
+)
 from carvision.reports.comparison.runs import SPLITS, Run
 from carvision.reports.comparison.settings import Matrix, text_of
 from carvision.reports.tables import BEST, OVERALL, TextTable, fits, print_table
@@ -32,7 +40,7 @@ def title_of(column: str) -> str:
 def _as_shown(column: str, value: float) -> tuple[float, int]:
     """Return a value in the unit in which it is shown (%, minutes, epochs from 1), and its digits after the point."""
     if is_fraction(column):
-        return 100 * value, 2
+        return 100 * value, 1
     if column in ("best_epoch", "epoch"):
         return value + 1, 1
     if column == "best_after_s":
@@ -60,20 +68,30 @@ def format_value(column: str, value: float, spread: float = float("nan")) -> str
     return shown if pd.isna(spread) else f"{shown} ± {_as_shown(column, spread)[0]:.{digits}f}"
 
 
+def by_data_set(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the runs on each data set, in their order; all of them as "" if the frame does not name data sets."""
+    if DATA_SET not in frame:
+        return {"": frame}
+    return {name: frame[frame[DATA_SET] == name] for name in dict.fromkeys(frame[DATA_SET])}
+
+
 def best_marks(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return whether each number is the best of its column, ties included.
+    """Return whether each number is the best of its column among the runs on its data set, ties included.
 
     A column with a single number has no best, nor is the time or cost of an unfinished run one.
     """
     marks = pd.DataFrame(False, index=frame.index, columns=frame.columns)
+    parts = [part.index for part in by_data_set(frame).values()]
     for column in map(str, frame.select_dtypes("number")):
         if column in NOT_METRICS or column.endswith(SPREAD):
             continue
         values = frame[column].map(lambda value, column=column: round_value(column, value))
         if column in TIMES and "state" in frame:
             values = values.where(frame["state"] != "unfinished")
-        if values.count() > 1:
-            marks[column] = values == (values.min() if lower_is_better(column) else values.max())
+        for part in parts:
+            known = values[part]
+            if known.count() > 1:
+                marks.loc[part, column] = known == (known.min() if lower_is_better(column) else known.max())
     return marks
 
 
@@ -135,12 +153,12 @@ def runs_table(
     return TextTable(title, ["", *names], turned, turned_marks, starts, notes)
 
 
-def print_runs(frame: pd.DataFrame, title: str, notes: list[str], console: Console, first: Sequence[str]) -> None:
+def print_runs(frame: pd.DataFrame, title: str, console: Console, first: Sequence[str]) -> None:
     """Print the main table: one column per run if that fits, else one row per run with as many columns as fit.
 
     first: the columns with priority.
     """
-    upright = runs_table(frame, title, notes, upright=True)
+    upright = runs_table(frame, title, [], upright=True)
     if fits(upright, console):
         print_table(upright, console)
         return
@@ -148,10 +166,10 @@ def print_runs(frame: pd.DataFrame, title: str, notes: list[str], console: Conso
     ranked = [*first, *sorted(every, key=lambda column: column.startswith("train/"))]  # train last
     chosen: list[str] = []
     for column in dict.fromkeys(column for column in ranked if column in every):
-        if fits(runs_table(frame, title, notes, upright=False, only=[*chosen, column]), console):
+        if fits(runs_table(frame, title, [], upright=False, only=[*chosen, column]), console):
             chosen.append(column)
-    if len(chosen) < len(every):
-        notes = [*notes, f"{len(every) - len(chosen)} more columns are in compare.html, compare.md and compare.csv."]
+    num_left = len(every) - len(chosen)
+    notes = [f"{num_left} more columns are in compare.html, compare.md and compare.csv."] if num_left else []
     print_table(runs_table(frame, title, notes, upright=False, only=chosen), console)
 
 

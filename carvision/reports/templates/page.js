@@ -51,7 +51,15 @@ for (const part of document.querySelectorAll(".confusion")) {
   }
   let shown = [], places = new Map(), px = 1, margin = 0, at = null;
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
-  const shorten = (name, letters) => (name.length > letters ? `${name.slice(0, letters - 1)}\u2026` : name);
+  const shorten = (name, room) => { // to so many pixels, by whole characters
+    const letters = [...name];
+    let shown = name;
+    while (letters.length > 1 && draw.measureText(shown).width > room) {
+      letters.pop();
+      shown = `${letters.join("").trimEnd()}\u2026`;
+    }
+    return shown;
+  };
   const render = () => {
     shown = data.orders[order.value].filter((code) => !only.checked || wrong.has(code));
     places = new Map(shown.map((code, i) => [code, i]));
@@ -82,7 +90,7 @@ for (const part of document.querySelectorAll(".confusion")) {
       draw.fillStyle = style("--text"); draw.font = `${Math.min(12, px + 2)}px system-ui, sans-serif`;
       draw.textBaseline = "middle";
       shown.forEach((code, i) => {
-        const name = shorten(data.names[code], Math.floor(margin / 6.6));
+        const name = shorten(data.names[code], margin - 8);
         draw.textAlign = "right";
         draw.fillText(name, margin - 4, margin + px * (i + 0.5));
         draw.save();

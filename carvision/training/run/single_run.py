@@ -155,7 +155,7 @@ def _finish(
         metrics |= {"cost": clock.seconds["total"] / 3600 * price, "price_per_hour": price}
     bad = {path: reason for part in gather_objects(datamodule.bad_images) for path, reason in part.items()}
     if is_first_process():
-        print_closing(metrics, cast(Any, lit.labels), folder)
+        print_closing(metrics, cast(Any, lit.labels), folder, keras=cfg["run"]["keras_metrics"])
         if bad:
             file = folder / "bad_images.csv"
             write_csv(file, pd.DataFrame({"path": list(bad), "reason": list(bad.values())}))

@@ -12,7 +12,7 @@ import yaml
 from carvision.errors import InputError
 from carvision.reports.comparison.frame import finest_metric, pareto_front, runs_frame
 from carvision.reports.comparison.runs import find_runs, read_run
-from carvision.reports.comparison.settings import differing_keys, matrix_of, name_runs
+from carvision.reports.comparison.settings import data_sets_of, differing_keys, matrix_of, name_runs
 from carvision.reports.comparison.tables import best_marks, matrix_marks, matrix_tables, shown_columns
 
 NAN = float("nan")
@@ -154,10 +154,13 @@ def test_tables_show_each_head_and_penalties_and_the_finest_head_has_the_most_cl
     assert finest_metric(*compared(several)) == "val/model/top1"
 
 
-def test_names_are_the_settings_that_differ_or_experiments_or_folders(tmp_path):
+def test_names_are_those_of_the_folders_with_the_settings_that_differ_where_they_repeat(tmp_path):
     for name, optimizer, lr in (("a", "adam", 0.001), ("b", "sgd", 0.01), ("c", "sgd", 0.1)):
-        write_run(tmp_path / "few" / name, optimizer__name=optimizer, optimizer__lr=lr, **{f"optimizer__{name}": 1})
-    runs = compared(tmp_path / "few")[1]
+        keys = {"optimizer__name": optimizer, "optimizer__lr": lr, f"optimizer__{name}": 1}
+        write_run(tmp_path / "few" / name, **keys)
+        write_run(tmp_path / "search" / "trials" / name, **keys)
+    assert name_runs(compared(tmp_path / "few")[1]) == ["a", "b", "c"]
+    runs = compared(tmp_path / "search")[1]
     assert name_runs(runs) == ["optimizer=adam lr=0.001", "optimizer=sgd lr=0.01", "optimizer=sgd lr=0.1"]
     assert differing_keys(runs)[:2] == ["optimizer.name", "optimizer.lr"] and "run.dir" not in differing_keys(runs)
     for i, experiment in enumerate(("baseline", "focal")):  # if much differs
@@ -172,6 +175,15 @@ def test_names_are_the_settings_that_differ_or_experiments_or_folders(tmp_path):
     assert name_runs(runs[:2]) == ["first", "x"]
     names = name_runs(runs[2:])
     assert len(set(names)) == 2 and str(tmp_path / "p") in names[0]
+
+
+def test_data_sets_are_told_apart_as_far_as_is_needed(tmp_path):
+    photos = ({"root": "/a/cars"}, {"root": "/b/cars"}, {"root": "/b/birds"}, {"root": "/c/birds", "classes": [1, 2]})
+    runs = [read_run(write_run(tmp_path / str(i), **{f"data__{key}": value for key, value in data.items()},
+                     data__name="folder")) for i, data in enumerate(photos)]  # fmt: skip
+    demos = [read_run(write_run(tmp_path / root, data__name="demo", data__root=root)) for root in ("x", "y")]
+    names = ["folder /a/cars", "folder /b/cars", "folder birds", "folder birds classes=[1,2]", "demo", "demo"]
+    assert data_sets_of([*runs, *demos]) == names and data_sets_of(runs[:1]) == ["folder cars"]
 
 
 def test_a_run_needs_only_its_history_or_its_metrics_and_a_damaged_file_is_one_line(tmp_path, caplog):
@@ -196,6 +208,8 @@ def test_a_run_needs_only_its_history_or_its_metrics_and_a_damaged_file_is_one_l
 def test_the_best_are_marked_as_they_are_shown_with_ties_and_no_times_of_unfinished_runs():
     columns = {"val/class/top1": [0.90001, 0.90002, 0.89], "val/class/loss": [0.5, NAN, NAN], "wall_min": [1, 0.5, 1]}
     frame = pd.DataFrame({**columns, "epochs": [1, 2, 3], "state": ["finished", "unfinished", "finished"]})
+    apart = best_marks(frame.assign(data_set=["a", "b", "b"]))  # no best across data sets
+    assert apart["val/class/top1"].tolist() == [False, True, False] and not apart["wall_min"].any()
     marks = best_marks(frame)
     assert marks["val/class/top1"].tolist() == [True, True, False] and marks["wall_min"].tolist() == [True, False, True]
     assert not marks[["val/class/loss", "epochs", "state"]].to_numpy().any()
@@ -229,7 +243,7 @@ def test_the_matrix_has_the_best_run_of_each_cell(tmp_path, caplog):
     assert matrix.minutes.loc["vgg", "adam"] == pytest.approx((10 + 11 + 7.5) / 60)  # of the better run
     assert "has no model.backbone" in caplog.text
     values, minutes = matrix_tables(matrix)
-    assert values.rows[0] == ["vgg", "50.00", "70.00 (of 2)"] and "Slowest" in minutes.notes[0]
+    assert values.rows[0] == ["vgg", "50.0", "70.0 (of 2)"] and "Slowest" in minutes.notes[0]
     worst = matrix_of(frame, runs, "model.backbone", "optimizer.name", "val/loss")
     assert worst.values.loc["vgg", "adam"] == pytest.approx(2 - 0.7)  # the lower loss
     frame = pd.DataFrame([[0.7, 0.9, NAN], [0.8, 0.8, 0.5], [0.9, NAN, NAN]])

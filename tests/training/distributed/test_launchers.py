@@ -53,7 +53,7 @@ def launched(tmp_path_factory) -> Path:
         for variables in started:
             path = os.pathsep.join([str(top / "hook"), variables["PYTHONPATH"]])
             variables |= {"WRITES": str(top / name / "writes"), "PYTHONPATH": path}
-        commands = [(["carvision.train", *words], variables) for variables in started]
+        commands = [(["carvision.train", *words, "run.report=false"], variables) for variables in started]
         done = processes.run_all(commands, top / name, first=as_command(words) + LOGS_WRITING)
         text = "".join(process.stdout + process.stderr for process in done)
         assert [process.returncode for process in done] == [0] * len(done), text
@@ -121,7 +121,7 @@ def test_killed_at_any_moment_and_stopped_by_a_signal_all_end(tmp_path):
         what it printed."""
         options = {"env": processes.environment(), "out": tmp_path / "out", "first": as_command(words)}
         before = len(pd.read_csv(history)) if history.exists() else 0
-        process = forked.start("carvision.train", *words, cwd=folder, **options)
+        process = forked.start("carvision.train", *words, "run.report=false", cwd=folder, **options)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         forked.wait_until(lambda: len(children.read_text(encoding="utf-8").split()) == 2)
         forked.wait_until(lambda: (len(pd.read_csv(history)) if history.exists() else 0) >= before + new_epochs)

@@ -65,7 +65,7 @@ def assert_equal(ours, theirs, where: str) -> None:
 def start(folder: Path, *overrides: str, first: str = "") -> multiprocessing.Process:
     """Start a training into `folder`, in a session of its own, after the code `first`."""
     words = [*SMALL, *overrides, f"run.dir={folder}"]
-    return forked.start("carvision.train", *words, cwd=folder.parent, out=folder, first=first)
+    return forked.start("carvision.train", *words, "run.report=false", cwd=folder.parent, out=folder, first=first)
 
 
 def wait_for(condition: Callable[[], bool], process: multiprocessing.Process, seconds: float = 240) -> None:
