@@ -78,7 +78,7 @@ def test_it_fits_any_window_and_asks_for_nothing(open_page, pages, name, width, 
     assert HOSTILE in text and SCRIPTS[0] in text
     dark = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, dark[4:-1].split(","))) < 150) == (scheme == "dark")
-    drawn = opened.page.locator(".chart svg:visible")
+    drawn = opened.page.locator(".chart svg[role=img]:visible")
     assert drawn.count() >= 3 and opened.page.locator(".chart").count() == drawn.count()  # one of two sizes
     assert opened.page.locator("h1").count() == 1 and not opened.page.locator("svg[role=img]:not([aria-label])").count()
 
