@@ -1,4 +1,4 @@
-"""python -m carvision.augment_sheet augment=...: photos beside their augmented versions. See --help and
+"""carvision augment_sheet augment=...: photos beside their augmented versions. See --help and
 conf/augment_sheet.yaml."""
 
 import time

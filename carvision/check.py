@@ -1,4 +1,4 @@
-"""python -m carvision.check data=...: the health of a data set. See --help and conf/check.yaml."""
+"""carvision check data=...: the health of a data set. See --help and conf/check.yaml."""
 
 import logging
 import sys
@@ -50,11 +50,12 @@ def check(cfg: "DictConfig") -> None:
 
 
 def _read(data: "DataConfig") -> "tuple[Table, bool]":
-    """Return the table of all photos that exist, and whether the data set is complete; what is missing is logged.
+    """Return the table of all photos that exist, and whether training would take them; what is missing, or what
+    training would refuse, is logged.
 
     The split is the data set's own, or the one that data.split asks for.
     """
-    from carvision.data.build import build_split, build_table, download, folds_of
+    from carvision.data.build import OWN_SPLIT, build_split, build_table, download, folds_of, has_own_split
 
     download(data)
     complete = True
@@ -66,9 +67,14 @@ def _read(data: "DataConfig") -> "tuple[Table, bool]":
         table = build_table({**data, "allow_missing": True}, annotations=True)
         log.error("incomplete: %s", error)
         complete = False
-    if data["split"]["kind"] != "official" or data["split"]["file"]:
-        table = build_split(table, data["split"], folds_of(data["split"])[0])
-    return table, complete
+    try:
+        split = build_split(table, data["split"], folds_of(data["split"])[0])
+    except InputError as error:
+        log.error("training would refuse these photos: %s", error)
+        return table, False
+    # All photos are examined, also those that the data set's own split leaves out
+    keeps_own = data["split"]["kind"] in OWN_SPLIT and not data["split"]["file"] and has_own_split(table)
+    return table if keeps_own else split, complete
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""python -m carvision.compare RUN...: finished runs side by side. See --help."""
+"""carvision compare RUN...: finished runs side by side. See --help."""
 
 import argparse
 import time
 from pathlib import Path
 
-from carvision.config.options import add_out_folder, create_parser, log_to_stderr, whole_from, words_of
+from carvision.config.options import add_out_folder, create_parser, log_to_stderr, run_or_folder, whole_from, words_of
 from carvision.errors import one_line_errors
 
 HELP = """Compare runs: a table of their metrics, time and cost, their curves overlaid, accuracy against time and money.
 
-  python -m carvision.compare runs                                   every run below that folder
-  python -m carvision.compare runs/a runs/b --names baseline,focal   two runs
-  python -m carvision.compare runs --epoch 40                        metrics at the end of the 40th epoch
-  python -m carvision.compare runs --matrix model.backbone optimizer.name
-  python -m carvision.compare runs --against data.batch_size
+  carvision compare runs                                   every run below that folder
+  carvision compare runs/a runs/b --names baseline,focal   two runs
+  carvision compare runs --epoch 40                        metrics at the end of the 40th epoch
+  carvision compare runs --matrix model.backbone optimizer.name
+  carvision compare runs --against data.batch_size
 """
 
 
@@ -33,7 +33,8 @@ def compare(arguments: list[str] | None = None) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = create_parser("compare", HELP)
     add = parser.add_argument
-    add("given", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder that holds runs")
+    add("given", nargs="+", type=run_or_folder, metavar="RUN",
+        help="a run's folder, latest, or a folder that holds runs")  # fmt: skip
     add_out_folder(parser, "compare/<time>")
     add("--names", type=lambda text: text.split(","), metavar="A,B", help="what the runs are called")
     add("--epoch", type=whole_from(1), metavar="N", help="metrics at the end of this epoch, from 1; not the best one")

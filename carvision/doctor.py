@@ -1,4 +1,4 @@
-"""python -m carvision.doctor: what this machine has, what will break or be slow here, and why. See --help."""
+"""carvision doctor: what this machine has, what will break or be slow here, and why. See --help."""
 
 from __future__ import annotations  # so that it also runs with a Python that is too old, and reports it
 
@@ -14,8 +14,8 @@ HELP = """Report what this machine has, what will break or be slow in training, 
 builds of packages, GPUs, cores, memory, disk, speed of decoding, settings.
 Exit status 1 if something will break, else 0.
 
-  python -m carvision.doctor
-  python -m carvision.doctor --data photos --out /scratch/runs    also how fast the photos are read
+  carvision doctor
+  carvision doctor --data photos --out /scratch/runs    also how fast the photos are read
 """
 
 
@@ -46,7 +46,7 @@ def _to_terminal(text: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(  # not config.options, which an older Python can't import
-        "python -m carvision.doctor", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+        "carvision doctor", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--data", metavar="FOLDER", help="photos: how fast are they read and decoded?")

@@ -1,4 +1,4 @@
-"""python -m carvision.embed RUN [overrides]: photos as vectors, on disk. See --help."""
+"""carvision embed RUN [overrides]: photos as vectors, on disk. See --help."""
 
 import argparse
 
@@ -7,14 +7,14 @@ from carvision.errors import one_line_errors
 
 HELP = """Write the embeddings of a data set: a vector for each photo, close to those of photos that look alike.
 
-  python -m carvision.embed runs/mine                                  all photos of the run's data
-  python -m carvision.embed runs/mine data=folder data.root=others     other photos
-  python -m carvision.embed --backbone resnet50 data=folder data.root=photos      a backbone of timm, without a run
-  python -m carvision.embed --backbone mobilenetv2_035 --weights own.safetensors 'model.backbone_kwargs={pad_type:same}'
+  carvision embed runs/mine                                  all photos of the run's data
+  carvision embed runs/mine data=folder data.root=others     other photos
+  carvision embed --backbone resnet50 data=folder data.root=photos      a backbone of timm, without a run
+  carvision embed --backbone mobilenetv2_035 --weights own.safetensors 'model.backbone_kwargs={pad_type:same}'
 
 The folder then holds embeddings.npy (numpy.load(..., mmap_mode="r") maps it), index.csv with a line for each of its
-rows, and embeddings.json. python -m carvision.retrieve takes it instead of a run.
-data=... and data.<key>=<value> are as in training (python -m carvision.train --help). If the command is killed, the
+rows, and embeddings.json. carvision retrieve takes it instead of a run.
+data=... and data.<key>=<value> are as in training (carvision train --help). If the command is killed, the
 same one with the same --out starts over there.
 """
 

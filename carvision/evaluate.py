@@ -1,7 +1,6 @@
-"""python -m carvision.evaluate RUN [overrides]: how good a trained network is. See --help."""
+"""carvision evaluate RUN [overrides]: how good a trained network is. See --help."""
 
 import argparse
-from pathlib import Path
 
 from carvision.config.options import (
     add_device,
@@ -9,6 +8,7 @@ from carvision.config.options import (
     add_run,
     create_parser,
     parse_with_overrides,
+    run_of,
     whole_from,
 )
 from carvision.errors import one_line_errors
@@ -16,13 +16,13 @@ from carvision.errors import one_line_errors
 HELP = """Evaluate a trained network: all metrics with 95 % intervals, each class, which classes are confused, and how
 far the probabilities can be trusted.
 
-  python -m carvision.evaluate runs/mine                                   the test photos of the run
-  python -m carvision.evaluate runs/mine data.root=/new/folder/photos      the same, if they were moved
-  python -m carvision.evaluate runs/mine data=folder data.root=others --split all      other photos
-  python -m carvision.evaluate runs/a --ensemble runs/b runs/c --tta flip  the average of three runs and two views
+  carvision evaluate runs/mine                                   the test photos of the run
+  carvision evaluate runs/mine data.root=/new/folder/photos      the same, if they were moved
+  carvision evaluate runs/mine data=folder data.root=others --split all      other photos
+  carvision evaluate runs/a --ensemble runs/b runs/c --tta flip  the average of three runs and two views
   torchrun --nproc-per-node 4 -m carvision.evaluate runs/mine              four processes share the photos
 
-data=... and data.<key>=<value> are as in training (python -m carvision.train --help). If the command is killed, the
+data=... and data.<key>=<value> are as in training (carvision train --help). If the command is killed, the
 same one with the same --out starts over there.
 """
 
@@ -45,7 +45,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_run(parser)
     add("--split", choices=["train", "val", "test", "all"], default="test", help="default: test")
     add_out_folder(parser, "RUN/evaluations/<split>_<time>")
-    add("--ensemble", nargs="+", type=Path, default=[], metavar="RUN", help="runs to average with RUN")
+    add("--ensemble", nargs="+", type=run_of, default=[], metavar="RUN", help="runs to average with RUN")
     add(
         "--tta", choices=["none", "flip", "crops", "flip_crops"], default="none",
         help="average views of each photo: its mirror image, five crops, or both (12 views)",

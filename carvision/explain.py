@@ -1,4 +1,4 @@
-"""python -m carvision.explain RUN PHOTO...: heat maps of what a prediction rests on. See --help."""
+"""carvision explain RUN PHOTO...: heat maps of what a prediction rests on. See --help."""
 
 import argparse
 import logging
@@ -20,10 +20,10 @@ HELP = """Show which parts of a photo a prediction rests on: a picture for each 
 (Grad-CAM) of its predicted class. The brighter a part, the more it raises the score of the class; the line surrounds
 all that does so at least half as much as the brightest.
 
-  python -m carvision.explain runs/demo/2026-01-31_12-00-00 a.jpg b.jpg --out maps
-  python -m carvision.explain RUN photos --top 3                    the three likeliest classes of each photo
-  python -m carvision.explain RUN a.jpg --head make --class Audi    what in it looks like an Audi
-  python -m carvision.explain RUN --list RUN/splits.csv --split test         photos of a list, with its boxes
+  carvision explain runs/demo/2026-01-31_12-00-00 a.jpg b.jpg --out maps
+  carvision explain RUN photos --top 3                    the three likeliest classes of each photo
+  carvision explain RUN a.jpg --head make --class Audi    what in it looks like an Audi
+  carvision explain RUN --list RUN/splits.csv --split test         photos of a list, with its boxes
 
 DIR must be new or empty. If the command is killed, the same one with the same --out starts over there.
 """

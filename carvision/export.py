@@ -1,4 +1,4 @@
-"""python -m carvision.export RUN --format ...: a trained network for others' code. See --help."""
+"""carvision export RUN --format ...: a trained network for others' code. See --help."""
 
 import argparse
 import sys
@@ -19,9 +19,9 @@ HELP = """Write a trained network for other code to load, and measure that what 
 If one of several formats can't be written, the others are, and the exit status is 1.
 
 examples:
-  python -m carvision.export runs/demo/2026-01-31_12-00-00 --format onnx
-  python -m carvision.export runs/mine --format timm --head make --out mine_timm
-  python -m carvision.export runs/mine/model.safetensors --format onnx torch-export hub
+  carvision export runs/demo/2026-01-31_12-00-00 --format onnx
+  carvision export runs/mine --format timm --head make --out mine_timm
+  carvision export runs/mine/model.safetensors --format onnx torch-export hub
 """
 
 

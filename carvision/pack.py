@@ -1,4 +1,4 @@
-"""python -m carvision.pack data=... out=...: photos packed into shards. See --help and conf/pack.yaml."""
+"""carvision pack data=... out=...: photos packed into shards. See --help and conf/pack.yaml."""
 
 import sys
 from dataclasses import replace
@@ -37,7 +37,7 @@ def pack_command(cfg: "DictConfig") -> None:
 
 def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
     # Imported here, as a wrong value is reported without pandas
-    from carvision.data.build import build_split, build_table, download
+    from carvision.data.build import OWN_SPLIT, build_split, build_table, download
     from carvision.data.packs.index import shards_of
     from carvision.data.packs.shard import PackOptions
     from carvision.data.packs.write import pack
@@ -47,7 +47,7 @@ def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
     data = config["data"]
     download(data)
     table = build_table(data, annotations=True)
-    if data["split"]["kind"] != "official" or data["split"]["file"]:
+    if data["split"]["kind"] not in OWN_SPLIT or data["split"]["file"]:
         table = build_split(table, data["split"])
     options = PackOptions(
         config["photos"],

@@ -1,4 +1,4 @@
-"""python -m carvision.predict RUN PHOTO...: a table of predicted classes, a row a photo. See --help."""
+"""carvision predict RUN PHOTO...: a table of predicted classes, a row a photo. See --help."""
 
 import argparse
 import logging
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carvision.config.options import add_device, add_run, create_parser, log_to_stderr, whole_from, words_of
+from carvision.config.options import add_device, add_run, create_parser, log_to_stderr, run_of, whole_from, words_of
 from carvision.errors import drop_output, one_line_errors
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ log = logging.getLogger("carvision.predict")
 
 HELP = """Predict the classes of photos with a trained model: a row a photo, in their order.
 
-  python -m carvision.predict runs/demo/2026-01-31_12-00-00 a.jpg b.jpg        CSV to standard output
-  python -m carvision.predict RUN photos --out predictions.csv                 a folder of photos, and those below it
-  python -m carvision.predict RUN photos --out predictions.parquet --probs     all probabilities, too
-  find photos -name "*.jpg" | python -m carvision.predict RUN - --out predictions.jsonl --top 5
-  python -m carvision.predict RUN --list RUN/splits.csv --split test --out test.csv --grid test.png
+  carvision predict runs/demo/2026-01-31_12-00-00 a.jpg b.jpg        CSV to standard output
+  carvision predict RUN photos --out predictions.csv                 a folder of photos, and those below it
+  carvision predict RUN photos --out predictions.parquet --probs     all probabilities, too
+  find photos -name "*.jpg" | carvision predict RUN - --out predictions.jsonl --top 5
+  carvision predict RUN --list RUN/splits.csv --split test --out test.csv --grid test.png
 
 The output is FILE.partial until it is complete; if the command is killed, the same one resumes where it stopped.
 """
@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
                     help="how many, at random (24; with --grid-classes of each class, 5)")  # fmt: skip
     add("--grid-classes", type=whole_from(1), metavar="N",
                     help="a row for each of N classes, at random (true ones, where they are known)")  # fmt: skip
-    add("--ensemble", nargs="+", default=[], metavar="RUN", help="further runs, averaged with RUN")
+    add("--ensemble", nargs="+", type=run_of, default=[], metavar="RUN", help="further runs, averaged with RUN")
     add("--tta", choices=("none", "flip", "crops", "flip_crops"), default="none",
                     help="average over views of each photo: mirrored, cropped, or both")  # fmt: skip
     add("--batch-size", type=whole_from(1), default=64, metavar="N", help="photos at a time (64)")

@@ -1,4 +1,4 @@
-"""python -m carvision.report RUN [overrides]: write a run's page, report.html. See --help."""
+"""carvision report RUN [overrides]: write a run's page, report.html. See --help."""
 
 import argparse
 
@@ -7,8 +7,8 @@ from carvision.errors import one_line_errors
 
 HELP = """Write the page of a run, report.html in its folder: how good the model is, where it fails and why.
 
-  python -m carvision.report runs/mine                                   made at the end of training, too
-  python -m carvision.report runs/mine data.root=/new/folder/photos      if its photos were moved
+  carvision report runs/mine                                   made at the end of training, too
+  carvision report runs/mine data.root=/new/folder/photos      if its photos were moved
 """
 
 

@@ -1,4 +1,4 @@
-"""python -m carvision.retrieve RUN [overrides]: which photos are nearest, and do they show the same. See --help."""
+"""carvision retrieve RUN [overrides]: which photos are nearest, and do they show the same. See --help."""
 
 import argparse
 from pathlib import Path
@@ -9,14 +9,14 @@ from carvision.errors import one_line_errors
 
 HELP = """Find the nearest photos by a network's embeddings: k-NN classification, Recall@K, MAP@R, R-precision.
 
-  python -m carvision.retrieve runs/mine                      the run's test photos among its training photos
-  python -m carvision.retrieve runs/mine --leave-one-out      each test photo among the other test photos
-  python -m carvision.retrieve runs/mine --query car.jpg      the training photos that are nearest to one photo
-  python -m carvision.retrieve runs/mine data=folder data.root=others --leave-one-out --split all
-  python -m carvision.retrieve --backbone resnet50 data=stanford_cars data.root=cars    a backbone, without a run
-  python -m carvision.retrieve runs/mine/embeddings/2026-05-01_10-00-00     what carvision.embed has written
+  carvision retrieve runs/mine                      the run's test photos among its training photos
+  carvision retrieve runs/mine --leave-one-out      each test photo among the other test photos
+  carvision retrieve runs/mine --query car.jpg      the training photos that are nearest to one photo
+  carvision retrieve runs/mine data=folder data.root=others --leave-one-out --split all
+  carvision retrieve --backbone resnet50 data=stanford_cars data.root=cars    a backbone, without a run
+  carvision retrieve runs/mine/embeddings/2026-05-01_10-00-00     what carvision embed has written
 
-data=... and data.<key>=<value> are as in training (python -m carvision.train --help).
+data=... and data.<key>=<value> are as in training (carvision train --help).
 """
 SPLITS = ["train", "val", "test"]
 

@@ -1,11 +1,12 @@
-"""python -m carvision.sweep [overrides]: search for the best values of a training. See --help and conf/sweep.yaml."""
+"""carvision sweep [overrides]: search for the best values of a training. See --help and conf/sweep.yaml."""
 
 import os
 import sys
 from pathlib import Path
 
-from carvision.config.compose import ASKED, answers_itself, run_command
-from carvision.config.overrides import expand_home, quote
+from carvision.config.completion import ASKED
+from carvision.config.compose import answers_itself, run_command
+from carvision.config.overrides import expand_home, quote, require_overrides
 from carvision.errors import InputError, one_line_errors
 
 
@@ -20,6 +21,7 @@ def sweep(words: list[str]) -> None:
     with one_line_errors():
         if {"-m", "--multirun"} & {*words}:
             raise InputError("-m: a search needs none; it starts trial after trial by itself")
+        require_overrides("sweep", words)
         from carvision.search.build import build_sweep, describe
 
         overrides, shown = read_flags(words)

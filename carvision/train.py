@@ -1,5 +1,6 @@
-"""python -m carvision.train [overrides]: train a classifier, test it, save it. See --help and conf/train.yaml."""
+"""carvision train [overrides]: train a classifier, test it, save it. See --help and conf/train.yaml."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ def train(cfg: "DictConfig") -> None:
     if is_multirun() and (trainer["devices"] not in (1, [0]) or trainer["num_nodes"] > 1):
         raise InputError(
             f"trainer.devices: {trainer['devices']}, and -m needs trainer.devices=1 on one machine: with more, every "
-            "process would start all the runs. Start the runs one by one, or let carvision.sweep sweep=grid do it"
+            "process would start all the runs. Start the runs one by one, or let carvision sweep sweep=grid do it"
         )
     # Imported here, as a mistake is reported without torch, and the agent of several processes needs no Lightning
     with collection_paused():
@@ -30,7 +31,13 @@ def train(cfg: "DictConfig") -> None:
         from carvision.training.run.start import train as start_training
 
     name = choices().get("experiment") or choices()["data"]
-    start_training(config, str(name), finish=write_pages if config["run"]["report"] else None)
+
+    def finish(folder: Path) -> None:
+        if config["run"]["report"]:
+            write_pages(folder)
+        print(next_commands(folder))
+
+    start_training(config, str(name), finish=finish)
 
 
 def write_pages(folder: Path) -> None:
@@ -38,6 +45,14 @@ def write_pages(folder: Path) -> None:
     from carvision.run_report.write import write_reports  # imports what training itself doesn't need
 
     write_reports(folder)
+
+
+def next_commands(folder: Path) -> str:
+    """Return what to type after a run, for the terminal."""
+    run = shlex.quote(str(folder))
+    if not (folder / "model.json").exists():  # of several folds or seeds
+        return f"next: carvision compare {run}"
+    return f"next: carvision report {run}\n      carvision predict {run} photo.jpg"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ ROOMS = (
     "reports", "explanation", "training", "evaluation", "embedding", "run_report", "search", "exports", "diagnosis",
 )  # fmt: skip
 COMMANDS = {
-    "augment_sheet", "check", "compare", "doctor", "embed", "evaluate", "explain", "export", "pack", "predict",
+    "augment_sheet", "check", "compare", "doctor", "embed", "evaluate", "explain", "export", "keys", "pack", "predict",
     "report", "retrieve", "sweep", "train", "verify",
 }  # fmt: skip
 MAX_MODULES, MAX_LINES, MIN_LINES = 9, 450, 60

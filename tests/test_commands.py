@@ -56,7 +56,7 @@ for command, *words in [line.split() for line in sys.argv[1:]]:
     except SystemExit as status:
         assert not status.code, status.code
 """
-TRAIN = "train data=folder data.root=photos data.split.kind=stratified data.image_px=32 run.dir=run"
+TRAIN = "train data=folder data.root=photos data.image_px=32 run.dir=run"
 TRAIN += " model.backbone=test_resnet model.weights=random trainer.max_epochs=1 callbacks.progress_bar=false"
 
 
@@ -103,6 +103,10 @@ def test_check_exits_with_1_if_photos_cannot_be_used(run_module, tmp_path):
     photos[0].write_bytes(photos[0].read_bytes()[:-40])
     photos[1].write_bytes(b"")
     run_module("carvision.check", "data=folder", f"data.root={root}", "out=bad", "num_workers=1", check=1)
+    write_class_folders(tmp_path / "few", {"oak": 4, "ash": 2})
+    done = run_module("carvision.check", "data=folder", "data.root=few", "out=refused", "num_workers=0", check=1)
+    assert "training would refuse these photos: data.split: class 'ash' of folder has 2 photos, too few" in done.stderr
+    assert (tmp_path / "refused" / "problems.csv").exists()
     problems = pd.read_csv(tmp_path / "bad" / "problems.csv")
     assert sorted(problems["path"]) == sorted(str(p.relative_to(root)) for p in photos[:2])
     assert (tmp_path / "bad" / "counts_class.png").exists() and (tmp_path / "bad" / "samples_class.png").exists()

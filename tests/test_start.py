@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+import carvision
+from carvision.__main__ import commands
+from carvision.config.overrides import require_overrides
+from carvision.errors import InputError
 from tests.conftest import ROOT
 from tests.data.layouts import write_class_folders
 
-COMMANDS = sorted(file.stem for file in (ROOT / "carvision").glob("*.py") if "__main__" in file.read_text())
+COMMANDS = sorted(commands())
 HEAVY = {"torch", "numpy", "pandas", "pytorch_lightning", "timm", "matplotlib", "optuna"}
 # Beyond what torch, timm and Lightning import of them, a training needs none of these before its first step
 UNUSED = {"scipy", "sklearn", "matplotlib", "torchmetrics", "optuna", "plotly", "jinja2", "onnx", "IPython"}
@@ -43,8 +47,48 @@ def python(*arguments: str, check: int = 0, cwd: Path = ROOT, **environment: str
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_imports_nothing_heavy(command):
-    text, imported = python("-m", f"carvision.{command}", "--help")
-    assert f"carvision.{command}" in text and not imported & (HEAVY | {"hydra", "omegaconf"})
+    text, imported = python("-m", "carvision", command, "--help")
+    assert f"carvision {command}" in text and not imported & (HEAVY | {"hydra", "omegaconf"})
+
+
+def test_carvision_lists_its_commands_and_imports_nothing_heavy():
+    for word in ([], ["--help"]):
+        text, imported = python("-m", "carvision", *word)
+        assert (
+            set(re.findall(r"^  (\w+)  ", text, re.MULTILINE)) == set(COMMANDS)
+            and max(map(len, text.split("\n"))) <= 120
+        )
+        assert not imported & {*HEAVY, "hydra", "yaml", "rich"}
+    for words in (["--version"], ["train", "--version"]):
+        text, imported = python("-m", "carvision", *words)
+        assert text == f"carvision {carvision.__version__}\n" and not imported & HEAVY
+    text, _ = python("-m", "carvision", "retrain", check=1)
+    assert text == "error: 'retrain' is not a command; nearest: train; carvision --help lists them\n"
+    text, _ = python("-m", "carvision", "data=folder", "a b", check=1)
+    assert text.endswith("type: carvision train data=folder 'a b'\n")
+
+
+LINES = {  # what people type: what the error tells them to type
+    "photos": "data=folder data.root=photos",
+    "photos --epochs 5": "data=folder data.root=photos trainer.max_epochs=5",
+    "--data photos/list.csv --lr=0.1": "data=manifest data.root=photos data.file=list.csv optimizer.lr=0.1",
+    "loss=focal --batch-size 8 --gpu -m": "loss=focal data.batch_size=8 trainer=gpu -m",
+    "--epochs": "trainer.max_epochs=<value>",
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_options_as_other_programs_have_them_are_answered_with_the_line_to_type(line, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "list.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    for command in ("train", "sweep"):
+        with pytest.raises(InputError) as error:
+            require_overrides(command, line.split())
+        assert str(error.value).endswith(f"; type: carvision {command} {LINES[line]}")
+        require_overrides(command, LINES[line].replace("<value>", "5").split())
+    with pytest.raises(InputError, match=r"--lrr: is no option of this command.*; nearest: lr"):
+        require_overrides("train", ["--lrr", "1"])
 
 
 @pytest.mark.parametrize("override", ["data.split.kind=offical", "data.rot=photos", "data=folder"])
@@ -71,28 +115,38 @@ def test_completion_imports_nothing_heavy():
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
-def test_completion_in_a_shell():
+def test_completion_in_a_shell(tmp_path):
+    command = tmp_path / "carvision"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m carvision "$@"\n')
+    command.chmod(0o755)
+    groups = " ".join(f"data={file.stem}" for file in sorted((ROOT / "conf" / "data").glob("*.yaml")))
+    wanted = {
+        f"{sys.executable} -m carvision.train data=": groups,
+        f"{sys.executable} -m carvision.check data.ro": "data.root=",
+        f"{sys.executable} -m json.tool da": "",
+        "carvision tr": "train",
+        "carvision train data=": groups,
+        "carvision predict --gr": "--grid --grid-classes --grid-photos",
+    }
     script = f"""
-eval "$({sys.executable} -m carvision.train --shell-completion install=bash)"
-for line in "-m carvision.train data=" "-m carvision.check data.ro" "-m json.tool da"; do
-    COMP_LINE="{sys.executable} $line"; COMP_POINT=${{#COMP_LINE}}
+eval "$({command} --shell-completion install=bash)"
+for line in {" ".join(f'"{line}"' for line in wanted)}; do
+    COMP_LINE="$line"; COMP_POINT=${{#COMP_LINE}}
     COMP_WORDS=($COMP_LINE); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); COMPREPLY=()
     carvision_completion
-    echo "$line: ${{COMPREPLY[@]}}"
+    echo "${{COMPREPLY[@]}}"
 done
 eval "$({sys.executable} -m carvision.train --shell-completion uninstall=bash)"
 complete -p python; type -t carvision_completion
 """
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
-    choices = " ".join(f"data={file.stem}" for file in sorted((ROOT / "conf" / "data").glob("*.yaml")))
-    assert done.stdout.splitlines() == [
-        f"-m carvision.train data=: {choices}", "-m carvision.check data.ro: data.root=", "-m json.tool da: "
-    ], done.stderr  # fmt: skip
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert dict(zip(wanted, done.stdout.splitlines(), strict=True)) == wanted, done.stderr
 
 
 def test_a_training_imports_only_what_it_uses(tmp_path):
     write_class_folders(tmp_path / "photos", {"oak": 12, "ash": 12})
-    words = ["data=folder", "data.root=photos", "data.split.kind=stratified", "data.image_px=32", "data.num_workers=1"]
+    words = ["data=folder", "data.root=photos", "data.image_px=32", "data.num_workers=1"]
     words += ["model.backbone=test_resnet", "model.weights=random"]
     text, _ = python("-c", FIRST_STEP, *words, f"run.dir={tmp_path / 'run'}", cwd=tmp_path)
     more = re.findall(r"^more: (.*)$", text, re.MULTILINE)[0].split()

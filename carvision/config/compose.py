@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
-from carvision.config.overrides import expand_home, explain, with_quoted_paths
+from carvision import __version__
+from carvision.config.completion import ASKED, answer, parsable_line
+from carvision.config.overrides import expand_home, explain, require_overrides, with_quoted_paths
 from carvision.config.schema import ALLOWED, check_values, is_mapping, is_path
 from carvision.errors import InputError, drop_output, one_line, one_line_errors, suggest
 from carvision.system.terminal import fold
@@ -24,18 +25,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 NOT_GROUPS = ("shared", "tables")  # folders of conf/ with parts of other files, and tables of experiments
-ASKED = re.compile(r"(?:-sc|--shell-completion)(?:=|$)")
-# Completes groups, choices and keys of `python -m carvision.<command> ...` in bash. Hydra finds the answers; its own
-# function for bash knows `python file.py` alone, not `python -m`.
-INSTALL = """carvision_completion() {
-    local words=($COMP_LINE)
-    if [ "${words[1]}" = -m ] && [[ "${words[2]}" =~ ^carvision\\.(%s)$ ]]; then
-        local found=$(COMP_LINE=$COMP_LINE "${words[0]}" -m "${words[2]}" --shell-completion query=bash 2> /dev/null)
-        COMPREPLY=($(compgen -W "$found" -- "${words[$COMP_CWORD]}"))
-    fi
-}
-COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
-complete -o nospace -o default -F carvision_completion python python3"""
 
 
 def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
@@ -53,6 +42,7 @@ def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
             task(cfg)
 
     with one_line_errors(), as_input_errors():
+        require_overrides(config_name, words)
         cfg = _compose_unless_flags(config_name, words)
         if cfg is not None:
             task(cfg)
@@ -206,6 +196,12 @@ def keys_added_since(earlier: Mapping, now: Mapping) -> list[str]:
     ]
 
 
+def with_later_defaults(earlier: Mapping, now: Mapping) -> dict:
+    """Return an earlier configuration with the defaults of `now` that mean the same as its own did. Both are flat."""
+    was_official = earlier.get("data.split.kind") == "official" and now.get("data.split.kind") == "auto"
+    return {**earlier, **({"data.split.kind": "auto"} if was_official else {})}  # which takes the official split
+
+
 def is_as_shipped(key: str, value: object) -> bool:
     """Return whether a file of conf/ gives the key this value.
 
@@ -256,7 +252,8 @@ def _tables() -> list[Path]:
 
 
 def answers_itself(words: list[str], config_name: str) -> bool:
-    """Print the help, or the completion's function for bash, if the words ask for it; return whether they did.
+    """Print the help, the version, or the completion's function for bash, if the words ask for it; return whether they
+    did.
 
     A question about completions is left to Hydra; COMP_LINE, the line to complete, is changed to one that it can parse.
     """
@@ -266,16 +263,15 @@ def answers_itself(words: list[str], config_name: str) -> bool:
         except BrokenPipeError:  # by | head
             drop_output()
         return True
+    if "--version" in words:
+        print(f"carvision {__version__}")
+        return True
     if not any(ASKED.match(word) for word in words):
         return False
-    if words[-1].endswith("uninstall=bash"):
-        print("complete -r python python3; unset -f carvision_completion")
+    if words[-1].endswith("install=bash"):  # or uninstall=bash
+        answer(words[-1], [])
         return True
-    if words[-1].endswith("install=bash"):
-        print(INSTALL % "|".join(sorted(file.stem for file in conf_dir().glob("*.yaml"))))
-        return True
-    line = re.sub(r"^\s*\S+\s+-m\s+\S+", "python file.py", os.environ.get("COMP_LINE", ""))
-    os.environ["COMP_LINE"] = _without_paths(line)
+    os.environ["COMP_LINE"] = parsable_line(os.environ.get("COMP_LINE", ""))
     return False
 
 
@@ -302,17 +298,6 @@ def _own_keys(text: str) -> str:
     gap = "\n" + " " * (width + 4)
     return "\n".join(f"  {f'{key}={value}':<{width}}  {gap.join(text)}"
                      for (key, value, _), text in zip(keys, texts, strict=True))  # fmt: skip
-
-
-def _without_paths(line: str) -> str:
-    """Remove paths, which Hydra may not be able to parse and completions don't depend on, except for the last word."""
-    try:
-        words = shlex.split(line)
-    except ValueError:  # a quote that is not closed yet
-        words = line.split()
-    last = "" if not words or line[-1].isspace() else words.pop()
-    kept = [word for word in words if not is_path(word.lstrip("+").partition("=")[0]) and not re.search(r"\s", word)]
-    return " ".join([*kept, last])
 
 
 @contextmanager

@@ -11,21 +11,41 @@ from collections.abc import Callable
 from pathlib import Path
 
 from carvision.config.overrides import expand_options
+from carvision.errors import InputError
+from carvision.files.folders import LATEST, find_run
 from carvision.files.log import Terminal
 from carvision.system.terminal import fold
 
 
 def create_parser(command: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:
-    """Return a parser for `python -m carvision.<command>`, whose --help keeps the description's lines."""
+    """Return a parser for `carvision <command>`, whose --help keeps the description's lines."""
     return argparse.ArgumentParser(
-        f"python -m carvision.{command}", usage=usage, description=fold(description, sys.stdout),
+        f"carvision {command}", usage=usage, description=fold(description, sys.stdout),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
 
 
 def add_run(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     """Add the argument RUN."""
-    parser.add_argument("run", type=Path, nargs=nargs, metavar="RUN", help="a run's folder, or its model.safetensors")
+    parser.add_argument(
+        "run", type=run_of, nargs=nargs, metavar="RUN",
+        help=f"a run's folder or its model.safetensors; {LATEST}, the newest below runs/; a folder: the newest in it",
+    )  # fmt: skip
+
+
+def run_of(text: str) -> Path:
+    """Return the run that an argument names, as find_run does; the type of RUN."""
+    log_to_stderr()
+    logging.getLogger(find_run.__module__).setLevel(logging.INFO)
+    try:
+        return find_run(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def run_or_folder(text: str) -> Path:
+    """Return the newest run for `latest`, any other path as it is: of a command that takes all runs in a folder."""
+    return run_of(text) if text == LATEST else Path(text)
 
 
 def add_out_folder(parser: argparse.ArgumentParser, default: str) -> None:
@@ -69,7 +89,7 @@ def parse_with_overrides(
     overrides = [word for word in words if override.match(word)]
     options, unknown = parser.parse_known_args([word for word in words if word not in overrides])
     if unknown:
-        command = parser.prog.rpartition(".")[2]
+        command = parser.prog.rpartition(" ")[2]
         hint = f" (of training's keys {command} takes data=<choice> and data.<key>=<value>; the rest is the run's)"
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint if '=' in unknown[0] else ''}")
     options.overrides = overrides

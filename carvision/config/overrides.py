@@ -13,12 +13,26 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from carvision.config.schema import ALLOWED, check_of, is_path
-from carvision.errors import suggest
+from carvision.errors import InputError, suggest
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override
 
+# Keys that options of other programs mean, beside those of which the last part is the option's name
+MEANT = {
+    "epochs": "trainer.max_epochs", "learning_rate": "optimizer.lr", "opt": "optimizer", "sched": "schedule",
+    "bs": "data.batch_size", "b": "data.batch_size", "batch": "data.batch_size", "workers": "data.num_workers",
+    "image_size": "data.image_px", "img_size": "data.image_px", "imgsz": "data.image_px", "size": "data.image_px",
+    "model": "model.backbone", "arch": "model.backbone", "pretrained": "model.weights",
+    "data": "data.root", "data_dir": "data.root", "device": "trainer", "gpu": "trainer", "cpu": "trainer",
+    "out": "run.dir", "output": "run.dir", "output_dir": "run.dir", "name": "run.dir", "resume": "run.dir",
+}  # fmt: skip
+GROUPS = ("trainer", "optimizer", "schedule", "loss", "augment", "experiment", "data")
+# Hydra's own options, and those of them that take a value
+FLAGS = {"-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-m", "--multirun"}
+WITH_VALUE = {"-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"}
+WITH_VALUE |= {"-i", "--info", "-sc", "--shell-completion", "--experimental-rerun"}
 WORD = re.compile(r"(?P<prefix>\+{0,2})(?P<key>[A-Za-z_][^\s=]*)=(?P<value>.*)", re.DOTALL)
 QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 IS_QUOTED = re.compile(QUOTED, re.DOTALL)
@@ -79,6 +93,63 @@ def quote_item(path: str) -> str:
 def expand_home(path: str) -> str:
     """Expand "~" or "~user" at the beginning of a path; unchanged if there is no such user."""
     return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises there
+
+
+def require_overrides(command: str, words: list[str]) -> None:
+    """Raise InputError, with the line to type, for options as other programs take them, and for a lone folder or table.
+
+    command: such as train. words: of the command line; Hydra's own options are left alone.
+    """
+    typed, wrong = [], ""
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        name, equals, value = word.partition("=")
+        if name in WITH_VALUE or name in FLAGS:
+            typed += [word, *left[: name in WITH_VALUE and not equals]]
+            del left[: name in WITH_VALUE and not equals]
+        elif re.match(r"--?[A-Za-z]", word):
+            wrong = wrong or name
+            if not equals:
+                value = left.pop(0) if left and not re.match(r"-|[\w.]+=", left[0]) else "<value>"
+            typed += _meant(command, name, value)
+        elif not equals and (chosen := _chosen_data(word)):
+            wrong = wrong or word
+            typed += chosen
+        else:
+            typed.append(word)
+    if wrong:
+        line = re.sub(r"'([\w.]+=<value>)'", r"\1", shlex.join(["carvision", command, *typed]))
+        raise InputError(f"{wrong}: this command takes <key>=<value>, without dashes; type: {line}")
+
+
+def _meant(command: str, name: str, value: str) -> list[str]:
+    """Return the overrides that an option means. Raises InputError if none is known."""
+    plain = name.strip("-").replace("-", "_").lower()
+    last_parts = {key.rpartition(".")[2]: key for key in reversed(ALLOWED) if "*" not in key}
+    key = MEANT.get(plain) or (plain if plain in GROUPS else last_parts.get(plain))
+    if key is None:
+        raise InputError(
+            f"{name}: is no option of this command, which takes <key>=<value> (carvision keys lists them)"
+            f"{suggest(plain, {**MEANT, **last_parts})}"
+        )
+    if key == "run.dir" and command not in ("train", "sweep"):
+        key = "out"
+    if key == "data.root":
+        return _chosen_data(value) or ["data=folder", f"data.root={value}"]
+    if key == "trainer":
+        value = "cpu" if "cpu" in (plain, value) else "gpu"
+    return [f"{key}={value}"]
+
+
+def _chosen_data(path: str) -> list[str]:
+    """Return the overrides that choose these photos: a folder, or a table of them; [] if it is neither."""
+    if os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises for names that are too long
+        return ["data=folder", f"data.root={path}"]
+    if path.endswith((".csv", ".tsv", ".parquet")) and _exists(path):
+        folder, name = os.path.split(path)
+        return ["data=manifest", f"data.root={folder or '.'}", f"data.file={name}"]
+    return []
 
 
 def expand_options(words: list[str]) -> list[str]:

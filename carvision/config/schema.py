@@ -105,7 +105,7 @@ ALLOWED: dict[str, Check] = {
     "data.photos_per_class": whole(1),
     "data.epoch_fraction": number(0, 1, above=True),
     "data.on_bad_image": one_of("error", "skip", "blank"),
-    "data.split.kind": one_of("official", "stratified", "kfold", "unseen_classes"),
+    "data.split.kind": one_of("auto", "official", "stratified", "kfold", "unseen_classes"),
     "data.split.train_classes": either(whole(2), number(0, 0.999, above=True)),
     "data.split.fractions": list_of(number(0, 1), 3),
     "data.split.val_fraction": number(0, 0.9),

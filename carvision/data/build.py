@@ -24,6 +24,7 @@ from carvision.errors import InputError, suggest
 
 log = logging.getLogger(__name__)
 
+OWN_SPLIT = ("auto", "official")  # kinds of split that use the data set's own, if it has one
 REST = "rest"  # id and name of all other classes
 
 
@@ -97,7 +98,7 @@ def read_table(data: DataConfig, annotations: bool) -> Table:
         case "compcars":
             split = data["split"]
             official = "parts_1_and_2" if split.get("test_as_train") else "listed"
-            photos = official if split["kind"] == "official" and not split["file"] else "all"
+            photos = official if split["kind"] in OWN_SPLIT and not split["file"] else "all"
             return read_compcars(root, allow_missing=allow_missing, photos=photos, annotations=annotations)
         case "compcars_surveillance":
             return read_compcars_surveillance(root, allow_missing=allow_missing)
@@ -133,7 +134,7 @@ def build_split(table: Table, split: SplitConfig, fold: int | None = None) -> Ta
     if split["file"]:
         return file_split(table, Path(split["file"]))
     val_fraction, seed, keep_groups = split["val_fraction"], split["seed"], split["keep_groups"]
-    match split["kind"]:
+    match _kind_of(table, split):
         case "stratified":
             train, val, test = split["fractions"]
             return stratified_split(table, (train, val, test), seed, keep_groups)
@@ -145,6 +146,24 @@ def build_split(table: Table, split: SplitConfig, fold: int | None = None) -> Ta
         case _:
             test_as_train = split.get("test_as_train", False)  # runs of earlier versions lack it
             return official_split(table, val_fraction, seed, keep_groups, split["val_as_test"], test_as_train)
+
+
+def _kind_of(table: Table, split: SplitConfig) -> str:
+    """Return the kind of split, with `auto` resolved, which is logged."""
+    if split["kind"] != "auto":
+        return split["kind"]
+    if has_own_split(table):
+        log.info("%s: split as the data set has it (data.split.kind=auto)", table.name)
+        return "official"
+    shares = " %, ".join(f"{100 * fraction:g}" for fraction in split["fractions"])
+    text = "%s: no split of its own, so each class is split into %s %% for train, val, test (data.split.kind=auto)"
+    log.info(text, table.name, shares)
+    return "stratified"
+
+
+def has_own_split(table: Table) -> bool:
+    """Return whether the data set comes with a split. table: not split yet."""
+    return bool((table.rows["split"] != "").any())
 
 
 def folds_of(split: SplitConfig) -> list[int | None]:

@@ -52,7 +52,7 @@ def unusable(photo: object, reason: str) -> InputError:
     object that prints as one."""
     return InputError(
         f"{photo}: {reason}. Fix the photo, or continue without it with data.on_bad_image=skip "
-        "(python -m carvision.check finds all such photos)"
+        "(carvision check finds all such photos)"
     )
 
 
@@ -60,7 +60,7 @@ def none_usable(split: str, num_photos: int, path: str, reason: str) -> InputErr
     """Return the error that ends a command if no photo of a split can be used. path, reason: of the first photo."""
     return InputError(
         f"data.on_bad_image: not one of the {num_photos:,} photos of the split {split!r} can be read (first: {path}: "
-        f"{reason}); correct data.root, or the files (python -m carvision.check lists the reason of each)"
+        f"{reason}); correct data.root, or the files (carvision check lists the reason of each)"
     )
 
 

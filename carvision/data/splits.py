@@ -39,7 +39,7 @@ def official_split(
     table = table.select(table.rows["split"] != "")
     if not len(table):
         text = f"{table.name} under {table.root} comes without a split of its own"
-        raise InputError(f"data.split.kind: {text}; use data.split.kind=stratified or kfold")
+        raise InputError(f"data.split.kind: {text}; use data.split.kind=auto, stratified or kfold")
     split = table.rows["split"].to_numpy(dtype=object).copy()
     if val_as_test and test_as_train:
         raise InputError("data.split.test_as_train: contradicts data.split.val_as_test; set only one")
@@ -122,7 +122,7 @@ def without_unseen_classes(table: Table) -> Table:
     if unseen.any():
         log.info(
             "%s: %s test photos are of %d classes that are not trained: their %s has no metrics here; "
-            "python -m carvision.retrieve measures how well they are found",
+            "carvision retrieve measures how well they are found",
             table.name, f"{unseen.sum():,}", len(table.finest_classes) - len(seen.finest_classes), table.finest,
         )  # fmt: skip
     return replace(table, rows=rows, labels=seen.labels)

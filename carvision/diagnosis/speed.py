@@ -134,7 +134,7 @@ def examine_data(folder: str, answer: dict, kind: str) -> Part:
         yield Finding("breaks", "data", f"{folder} holds no photos", fix)
     if answer["bad"]:
         what = f"{answer['bad']} of {answer['tried']} photos that were tried can't be used"
-        fix = "python -m carvision.check data=... names them; data.on_bad_image=skip trains without them"
+        fix = "carvision check data=... names them; data.on_bad_image=skip trains without them"
         yield Finding("breaks", "data", what, fix)
     if "reads" not in answer:
         return

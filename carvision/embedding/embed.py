@@ -140,7 +140,7 @@ def open_source(options: argparse.Namespace) -> Source:
     Raises InputError for a network or data that don't exist or don't fit.
     """
     if rank_and_world_size()[1] > 1:
-        raise InputError("torchrun: this command runs in one process; start it with python -m")
+        raise InputError("torchrun: this command runs in one process; start it without torchrun")
     if options.run is not None:
         wrong = next((override for override in options.overrides if override.lstrip("+~").startswith("model")), None)
         if wrong:

@@ -16,7 +16,7 @@ from torch import Tensor
 from carvision.config.compose import as_input_errors, checked, compose_alone
 from carvision.config.overrides import parse_overrides
 from carvision.config.schema import ALLOWED
-from carvision.data.build import DataConfig, build_split, build_table, folds_of
+from carvision.data.build import OWN_SPLIT, DataConfig, build_split, build_table, folds_of, has_own_split
 from carvision.data.paths import nfc
 from carvision.data.splits import splits_in
 from carvision.data.table import SPLITS, UNKNOWN, Classes, LabelDescription, Table
@@ -131,11 +131,13 @@ def read_photos(chosen: DataChoice, heads: list[str], split: str, splits_file: P
             return run_split
     is_unmoved_run_data = chosen.is_run_data and not chosen.root_given
     splits_merged = split_config["val_as_test"] or split_config.get("test_as_train", False)
-    has_official_split = split_config["kind"] == "official" and not split_config["file"] and not splits_merged
+    has_official_split = split_config["kind"] in OWN_SPLIT and not split_config["file"] and not splits_merged
     if not is_unmoved_run_data and (
         split == "all" or (split == "test" and has_official_split and (table.rows["split"] == "test").any())
     ):
         return table, None  # the data set's own test split; it need not have others
+    if split == "test" and not chosen.is_run_data and split_config["kind"] == "auto" and not has_own_split(table):
+        raise InputError(f"--split: {table.name} under {table.root} comes without a split of its own; add --split all")
     if split_config["kind"] == "kfold" and split_config["fold"] == "all" and not split_config["file"]:
         raise InputError(
             "data.split.fold: all, and without the run's splits.csv the fold is not known; give the folder "
@@ -244,8 +246,8 @@ def match_classes(
     judged = torch.stack(known).any(0).numpy()
     if not judged.any():
         raise InputError(
-            f"{table.name}: no photo has a label that the model knows ({'; '.join(notes)}); python -m "
-            "carvision.retrieve measures its embeddings on classes that it has never seen"
+            f"{table.name}: no photo has a label that the model knows ({'; '.join(notes)}); carvision "
+            "retrieve measures its embeddings on classes that it has never seen"
         )
     unmatched = pd.DataFrame(unmatched_rows, columns=["head", "only_in", "id", "name", "photos"])
     return Matched(targets, judged, unmatched, notes)

@@ -19,6 +19,7 @@ PROGRAM = "carvision"  # value of "Software" in the pictures that save_figure wr
 LAST, BEST = "last.ckpt", "best.ckpt"  # in a run's checkpoints/
 PREVIOUS = "previous.ckpt"  # the one before LAST, of runs of earlier versions
 CONFIG = "config.yaml"
+RUNS, LATEST = Path("runs"), "latest"  # where runs are written by default, and the name of the newest one
 RESULTS = ("model.json", "embeddings.json")  # in folders below which other commands write by default
 GROUPS = ("data", "model", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks", "run")  # in CONFIG
 # Files that a run writes before the end of its first epoch
@@ -136,6 +137,37 @@ def read_run_config(folder: Path) -> dict | None:
     if not isinstance(config, dict) or not all(isinstance(config.get(group), dict) for group in GROUPS):
         return None
     return config if "backbone" in config["model"] and "dir" in config["run"] else None
+
+
+def find_run(text: str | Path) -> Path:
+    """Return the run that the text names: the path of its folder or model file; `latest`, the newest finished run below
+    runs/; or a folder that holds runs, the newest finished one in it. One log line reports which.
+
+    A path without a run is returned as it is: what reads it reports that. Raises InputError if `latest` finds none.
+    """
+    path = Path(text)
+    is_latest = str(text) == LATEST and not os.path.lexists(text)
+    parent = RUNS if is_latest else path
+    if not os.path.isdir(parent) or any((parent / name).exists() for name in RESULTS) or is_run(parent):  # noqa: PTH112
+        newest = None  # Path.is_dir raises for names that are too long
+    else:
+        newest = _newest_run(parent)
+    if newest is not None:
+        log.info("%s: %s is the newest run", text, newest)
+        return newest
+    if is_latest:
+        raise InputError(f"{LATEST}: there is no finished run below {RUNS.absolute()}; give a run's folder")
+    return path
+
+
+def _newest_run(parent: Path) -> Path | None:
+    """Return the folder below `parent` whose model was written last; None if there is no model."""
+    times = {}
+    for folder, folders, files in os.walk(parent):
+        if RESULTS[0] in files:
+            times[Path(folder)] = (Path(folder) / RESULTS[0]).stat().st_mtime_ns
+            folders.clear()  # such as its exports
+    return max(times, key=lambda folder: (times[folder], folder), default=None)
 
 
 def remove_beginning(folder: Path, made: bool) -> None:

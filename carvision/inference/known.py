@@ -114,8 +114,8 @@ def root_of_list(listed: Path, photos: Iterable[Photo], config: dict) -> Path | 
     if found is None and owner is not None and not any(map(os.path.exists, paths)):
         if owner.get("data", {}).get("name") == "packed":
             raise InputError(
-                f"--list: the photos of {listed} are in a pack, not in files of their own; python -m "
-                "carvision.evaluate reads them"
+                f"--list: the photos of {listed} are in a pack, not in files of their own; carvision "
+                "evaluate reads them"
             )
         where = f"not in {roots[0]}, the data root of that run" if roots else "in a folder that model.json doesn't name"
         raise InputError(f"--root: the photos of {listed} are {where}; give the folder that its paths are relative to")

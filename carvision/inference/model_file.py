@@ -22,6 +22,7 @@ from carvision.data.decode import decode_image
 from carvision.data.images import Preprocessing
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import atomic_file, write_json
+from carvision.files.folders import is_run
 from carvision.inference.description import (
     FORMAT,
     ModelDescription,
@@ -270,6 +271,10 @@ def find_model(path: Path) -> tuple[Path, Path]:
         )
     if part:
         raise InputError(f"{path}: holds the {part.name[:4]}s of a run; give one of them, such as {part}")
+    if missing and is_run(folder):
+        raise InputError(
+            f"{path}: its run is not finished; carvision train with the same words and run.dir={folder} resumes it"
+        )
     if missing:
         raise InputError(f"{path}: no model there ({missing} does not exist); give the folder of a finished run")
     return folder, folder / DESCRIPTION

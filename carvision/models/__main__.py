@@ -1,4 +1,4 @@
-"""List the networks that model.backbone can name: python -m carvision.models [WORD...]."""
+"""carvision models [WORD...]: the networks that model.backbone can name. See --help."""
 
 import argparse
 import sys
@@ -11,9 +11,9 @@ from carvision.errors import InputError, drop_output, one_line_errors, suggest
 HEADER = ("network", "million parameters", "px", "weights", "reports")
 LINE = "{:<48} {:>18} {:>5}  {:<34} {}"
 EXAMPLE = """examples:
-  python -m carvision.models resnet --max-params 30 --pretrained
-  python -m carvision.models "*mobilenet*" --tags
-  python -m carvision.models --report r4
+  carvision models resnet --max-params 30 --pretrained
+  carvision models "*mobilenet*" --tags
+  carvision models --report r4
 """
 
 
@@ -29,7 +29,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m carvision.models",
+        prog="carvision models",
         description="List the networks that model.backbone can name: timm's, and those that the reports built.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -168,7 +168,7 @@ def data_sheet(results: RunResults) -> tuple[list[TextTable], list[str]]:
         notes.append(f"{groups:,} photos occur several times byte for byte, {across:,} of them in several splits.")
         if copies["conflict"].any():
             row = copies[copies["conflict"]].iloc[0]
-            notes.append(f"Copies have different labels (first: {row['path']}): python -m carvision.check lists them.")
+            notes.append(f"Copies have different labels (first: {row['path']}): carvision check lists them.")
     return tables, notes + hints_on_values(sampled, scan)
 
 

@@ -276,4 +276,4 @@ def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
 
 def command_of(sweep: Sweep) -> str:
     folder = shlex.quote(str(sweep.folder))
-    return f"python -m carvision.train --config-dir {folder} experiment=best 'run.seeds=[0,1,2]'"
+    return f"carvision train --config-dir {folder} experiment=best 'run.seeds=[0,1,2]'"

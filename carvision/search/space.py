@@ -201,8 +201,8 @@ def read_space(overrides: list[str], follows: Mapping[str, str], is_known: Calla
     names = frozenset(key for key in found if not is_known(key))
     for key in sorted(names - used):
         raise InputError(
-            f"{key}: there is no such key, and nothing follows from it{suggest(key, ALLOWED)} (all keys: python -m "
-            "carvision.train --cfg job)"
+            f"{key}: there is no such key, and nothing follows from it{suggest(key, ALLOWED)} (all keys: carvision "
+            "train --cfg job)"
         )
     return Space(ordered, follows, names)
 

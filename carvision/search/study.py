@@ -24,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from carvision.config.compose import flat_config, keys_added_since
+from carvision.config.compose import flat_config, keys_added_since, with_later_defaults
 from carvision.config.overrides import expand_home
 from carvision.config.schema import KEYS_WITHOUT_EFFECT
 from carvision.errors import InputError, one_line
@@ -265,7 +265,7 @@ def require_same(before: Mapping, now: Mapping, sweep: Sweep) -> None:
     its default."""
     changes = []
     for part, values in now.items():
-        earlier = before.get(part, {})
+        earlier = with_later_defaults(before.get(part, {}), values)
         added = keys_added_since(earlier, values) if part == "training" else []
         for key in {**earlier, **values}:
             if earlier.get(key) != values.get(key) and key not in added:

@@ -38,7 +38,7 @@ def test_heads_follow_the_data_and_open_mappings_take_new_keys():
 
 
 @pytest.mark.parametrize(("override", "line"), [
-    ("data.split.kind=offical", "data.split.kind: 'offical' is not one of official, stratified, kfold, unseen"),
+    ("data.split.kind=offical", "data.split.kind: 'offical' is not one of auto, official, stratified, kfold, uns"),
     ("optimizer.lr=fast", "optimizer.lr: 'fast' is not a number above 0"),
     ("loss.head_weights={make:heavy}", "loss.head_weights: {'make': 'heavy'} is not a mapping onto values"),
     ("+data.colour=red", "data.colour: there is no such key"), ("data=folder", "data.root: must be given"),
@@ -66,7 +66,7 @@ def test_hydra_and_the_help_know_the_same_choices():
         loader = GlobalHydra.instance().config_loader()
         assert all(sorted(loader.get_group_options(group)) == options_of(group) for group in GROUPS)
     assert f"experiment: {', '.join(options_of('experiment'))}\n" in help_of("train")
-    assert "python -m carvision.train data=folder data.root=photos" in help_of("train")
+    assert "carvision train data=folder data.root=photos" in help_of("train")
     for command, keys in {"check": ("out", "show", "num_per_class"), "pack": ("photos", "shard_mb", "verify")}.items():
         text = help_of(command)
         assert all(f"\n  {key}=" in text for key in keys) and "optimizer:" not in text and "compcars, " in text

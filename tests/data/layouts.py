@@ -354,7 +354,7 @@ READERS = {
     ),
     "packed": Layout(
         "packed", write_pack, read_packed, {"": 10, "train": 20, "test": 10}, ("7", "8", "9"), ("a", "b", "a"),
-        "Give the folder that python -m carvision.pack has written", {"": "is no pack, as it has no pack.json"},
+        "Give the folder that carvision pack has written", {"": "is no pack, as it has no pack.json"},
         ("Ä", "Ä", "B"),
     ),
 }  # fmt: skip

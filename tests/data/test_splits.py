@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from carvision.data import splits
+from carvision.data.build import build_split
 from carvision.data.splits import file_split, kfold_split, official_split, stratified_split, unseen_classes_split
 from carvision.data.table import BOX, UNKNOWN, Classes, Number, Table
 from carvision.errors import InputError
@@ -79,6 +80,20 @@ def test_the_seed_decides_the_split(tmp_path, unequal, kind):
     first, second, other = (DIVIDE[kind](table, seed, True).rows["split"].tolist() for seed in (7, 7, 8))
     assert first == second != other
     assert table.rows["split"].tolist() == ["train"] * len(table)
+
+
+def test_auto_takes_the_own_split_where_there_is_one(tmp_path, unequal, caplog):
+    caplog.set_level("INFO")
+    settings = {"kind": "auto", "file": None, "fractions": [0.5, 0.25, 0.25], "val_fraction": 0.2, "seed": 1}
+    settings |= {"val_as_test": False, "keep_groups": True}
+    table = table_of(tmp_path, [0, 1] * 20)
+    wanted = stratified_split(table, (0.5, 0.25, 0.25), 1, True)
+    assert build_split(table, settings).rows.equals(wanted.rows)
+    line = "some: no split of its own, so each class is split into 50 %, 25 %, 25 % for train, val, test"
+    assert caplog.messages == [f"{line} (data.split.kind=auto)"]
+    own = table.with_split(["train", "train", "test", "test"] * 10)
+    assert build_split(own, settings).rows.equals(official_split(own, 0.2, 1, True, False).rows)
+    assert caplog.messages[1:] == ["some: split as the data set has it (data.split.kind=auto)"]
 
 
 @pytest.mark.parametrize("num_folds", [2, 5])
@@ -238,7 +253,7 @@ def test_without_unseen_classes(caplog):
     assert seen.rows["make"].tolist() == [0, 0, 0, 0, UNKNOWN, UNKNOWN, UNKNOWN]
     assert seen.rows["model"].tolist() == [UNKNOWN, UNKNOWN, UNKNOWN, 0, UNKNOWN, UNKNOWN, UNKNOWN]
     assert all(seen.rows[name].dtype == np.int32 for name in seen.class_labels)
-    assert "5 test photos are of 2 classes that are not trained" in caplog.text and "carvision.retrieve" in caplog.text
+    assert "5 test photos are of 2 classes that are not trained" in caplog.text and "carvision retrieve" in caplog.text
     assert table.labels["model"].ids == ("A4", "A6", "Golf") and table.rows["model"].max() == 2  # unchanged
     everything = splits.without_unseen_classes(table.with_split(["train"] * 7))
     assert everything.labels == table.labels and everything.rows["model"].equals(table.rows["model"])

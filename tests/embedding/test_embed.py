@@ -66,9 +66,9 @@ def test_unreadable_photos_are_an_error_or_left_out_and_the_index_has_the_split_
     values, index = embed_in(tmp_path / "b", *words, "data.on_bad_image=skip")
     assert len(values) == len(index) == 19 and str(broken.relative_to(folders)) not in set(index["path"])
     words = [*RANDOM, "data=folder", f"data.root={folders}", "data.on_bad_image=skip"]
-    _, index = embed_in(tmp_path / "c", *words, "data.split.kind=stratified")
+    _, index = embed_in(tmp_path / "c", *words)
     assert len(index) == 19 and set(index["split"]) == {"train", "val", "test"}
-    _, index = embed_in(tmp_path / "d", *words)
+    _, index = embed_in(tmp_path / "d", *words, "data.split.kind=official")
     messages = capsys.readouterr().err
     assert "comes without a split of its own" in messages and "the photos are in no split" in messages
     assert index["split"].isna().all()

@@ -1,4 +1,4 @@
-"""python -m carvision.export, as a user types it, and what all formats share."""
+"""carvision export, as a user types it, and what all formats share."""
 
 import sys
 from unittest import mock

@@ -8,7 +8,7 @@ import yaml
 
 from carvision.errors import InputError
 from carvision.files import folders
-from carvision.files.folders import MARK, claim_folder, is_run, output_folder, refuse_foreign_picture
+from carvision.files.folders import MARK, claim_folder, find_run, is_run, output_folder, refuse_foreign_picture
 from carvision.reports.plots import create_panels, save_figure
 
 GROUPS = ("data", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks")
@@ -136,3 +136,29 @@ def test_two_commands_do_not_write_into_one_folder(tmp_path):
             except InputError as error:
                 os._exit(0 if "another command is writing into" in str(error) else 2)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_run_is_found_by_its_path_as_the_newest_of_a_folder_and_as_latest(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"latest: there is no finished run below .*runs; give a run's folder"):
+        find_run("latest")
+    for age, name in enumerate(["runs/demo/b", "runs/demo/a", "runs/folder/c", "runs/folder/seeds/seed_1"]):
+        folder = tmp_path / name
+        (folder / "export" / "hub").mkdir(parents=True)
+        for file in (folder / "model.json", folder / "export" / "hub" / "model.json"):
+            file.touch()
+        os.utime(folder / "model.json", (1000 - age, 1000 - age))
+    (tmp_path / "runs" / "demo" / "unfinished").mkdir()
+    (tmp_path / "runs" / "demo" / "unfinished" / "config.yaml").write_text(yaml.safe_dump(OURS))
+    assert [str(find_run(text)) for text in ("latest", "runs", "runs/folder/")] == [
+        "runs/demo/b", "runs/demo/b", "runs/folder/c"
+    ]  # fmt: skip
+    assert caplog.messages[0] == "latest: runs/demo/b is the newest run" and len(caplog.messages) == 3
+    # As they are: a run, finished or not, a model file, embeddings, what is no run or does not exist
+    (tmp_path / "embeddings").mkdir()
+    (tmp_path / "embeddings" / "embeddings.json").touch()
+    others = ["runs/demo/a", "runs/demo/unfinished", "runs/demo/a/model.safetensors", "embeddings", "none", "x" * 300]
+    assert [str(find_run(text)) for text in others] == others and len(caplog.messages) == 3
+    (tmp_path / "latest").mkdir()
+    assert str(find_run("latest")) == "latest"

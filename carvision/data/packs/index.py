@@ -34,7 +34,7 @@ INDEX, TABLE = "pack.json", "table.parquet"
 STATE = "packing"
 NO_SPLIT = "unsplit"  # photos that the data set's own split leaves out
 FORMAT = 1
-HINT = "Give the folder that python -m carvision.pack has written, or a URL of it"
+HINT = "Give the folder that carvision pack has written, or a URL of it"
 
 # What pack.json may hold. Behind a URL it may come from anybody, and it decides what is read, and written where.
 _sha256 = allow.matching("[0-9a-f]{64}", "a SHA-256 as 64 hexadecimal digits")

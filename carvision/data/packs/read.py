@@ -15,7 +15,7 @@ import numpy as np
 from carvision.data.images import BadImage
 from carvision.data.packs.remote import Cache, FetchAhead, fetch
 
-FIX = "the command that packed it writes such shards again (python -m carvision.pack verify=<folder> finds them)"
+FIX = "the command that packed it writes such shards again (carvision pack verify=<folder> finds them)"
 POSITION = threading.Lock()  # of a file, where reading at an offset moves it
 ShardEntry = tuple[str, int, int, int]  # a photo's path, and offset, length and crc32 of its bytes in the shard
 

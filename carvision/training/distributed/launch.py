@@ -93,7 +93,7 @@ def require_all_used(num_devices: int, num_nodes: int) -> None:
         raise InputError(
             f"trainer.devices: {launcher() or 'this call'} started {started} process{'es' * (started > 1)}, and "
             f"trainer.devices={num_devices} with trainer.num_nodes={num_nodes} needs {wanted}; "
-            + ("give both the same" if launcher() else "python -m carvision.train starts several")
+            + ("give both the same" if launcher() else "carvision train starts several")
         )
 
 

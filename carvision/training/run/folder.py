@@ -12,7 +12,7 @@ from typing import IO, TypeVar
 
 import yaml
 
-from carvision.config.compose import flat_config, keys_added_since
+from carvision.config.compose import flat_config, keys_added_since, with_later_defaults
 from carvision.config.schema import KEYS_WITHOUT_EFFECT
 from carvision.errors import InputError, one_line
 from carvision.files import locks
@@ -64,7 +64,8 @@ def write_config(config: dict, folder: Path) -> None:
 def require_same_config(config: dict, started_with: dict, folder: Path) -> None:
     """Raise InputError if the run in the folder was started with another configuration, ignoring `run` and keys that
     don't affect results; with run.allow_changes, log a warning for each change instead."""
-    earlier, now = flat_config(started_with), flat_config(config)
+    now = flat_config(config)
+    earlier = with_later_defaults(flat_config(started_with), now)
     if now["data.batch_size"] == "auto":
         earlier["data.batch_size"] = "auto"  # the size found then is used again
     if "trainer.deterministic" in earlier:  # the key's name in an earlier version

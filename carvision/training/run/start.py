@@ -93,9 +93,9 @@ def _run_in(
         if earlier:
             if earlier.metrics is not None and not cfg["run"]["allow_changes"]:
                 raise InputError(
-                    f"run.dir: {folder} exists already and holds a finished run; to train it further give more epochs "
-                    "with run.allow_changes=true, as in trainer.max_epochs=<more>, or start another run with its "
-                    f"weights in a new run.dir, with model.weights={folder}"
+                    f"run.dir: {folder} exists already and holds a finished run (carvision report {folder} shows it); "
+                    "to train it further give more epochs with run.allow_changes=true, as in trainer.max_epochs=<more>,"
+                    f" or start another run with its weights in a new run.dir, with model.weights={folder}"
                 )
             if any(folder.rglob("*.ckpt")):  # without checkpoints another configuration does no harm
                 require_same_config(cfg, earlier.config, folder)

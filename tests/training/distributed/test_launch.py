@@ -59,7 +59,7 @@ def test_each_launcher_has_one_first_process(rank):
 def test_missing_processes_and_addresses_are_reported_in_one_line(monkeypatch, capsys):
     for variables, devices, message in (
         ({"SLURM_NTASKS": 4, "SLURM_JOB_NAME": "train"}, "auto", r"4 tasks .* write srun"),
-        ({}, 2, "this call started 1 process, .* needs 2; python -m carvision.train starts several"),
+        ({}, 2, "this call started 1 process, .* needs 2; carvision train starts several"),
     ):
         together = launch.run_together({**TRAINER, "devices": devices})
         with started_as(environment(**variables)), pytest.raises(InputError, match=message), together:
