@@ -1,19 +1,21 @@
 """carvision train [overrides]: train a classifier, test it, save it. See --help and conf/train.yaml."""
 
+import os
 import shlex
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carvision.config.compose import choices, is_multirun, plain_config, run_command
+from carvision.config.compose import choices, compose_alone, is_multirun, plain_config, run_command
 from carvision.errors import InputError
-from carvision.system.runtime import collection_paused
+from carvision.system.runtime import collection_paused, set_thread_defaults
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def train(cfg: "DictConfig") -> None:
-    """Train, test and save a classifier."""
+def train(cfg: "DictConfig") -> Path:
+    """Train, test and save a classifier; return the run's folder."""
     config = plain_config(cfg)
     weights, trainer = config["model"]["weights"], config["trainer"]
     if weights not in ("pretrained", "random") and not Path(weights).exists():
@@ -37,7 +39,32 @@ def train(cfg: "DictConfig") -> None:
             write_pages(folder)
         print(next_commands(folder))
 
-    start_training(config, str(name), finish=finish)
+    return start_training(config, str(name), finish=finish)
+
+
+def fit(overrides: list[str]) -> tuple[Path, dict]:
+    """Train in this process as the command does with these overrides; return the folder and the contents of
+    metrics.json, {} if the run is not finished. See carvision.fit."""
+    set_thread_defaults()
+    cfg = compose_alone("train", overrides)
+    devices = cfg.trainer.devices
+    is_one = devices == 1 or (not isinstance(devices, str | int) and len(devices) == 1)
+    if "RANK" not in os.environ and (not is_one or cfg.trainer.num_nodes > 1 or cfg.trainer.accelerator == "tpu"):
+        raise InputError(
+            f"trainer.devices: {devices}, and carvision.fit trains in its own process, with trainer.devices=1; "
+            "the command carvision train starts several"
+        )
+    try:
+        folder = train(cfg)
+    except SystemExit as ended:
+        if ended.code == 128 + signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise
+    from carvision.files.log import start_log
+    from carvision.training.run.folder import is_finished, read_metrics
+
+    start_log(None)  # closes run.log
+    return folder, (read_metrics(folder) or {}) if is_finished(folder) else {}
 
 
 def write_pages(folder: Path) -> None:

@@ -19,7 +19,7 @@ from tests.data.layouts import write_class_folders
 COMMANDS = sorted(commands())
 HEAVY = {"torch", "numpy", "pandas", "pytorch_lightning", "timm", "matplotlib", "optuna"}
 # Beyond what torch, timm and Lightning import of them, a training needs none of these before its first step
-UNUSED = {"scipy", "sklearn", "matplotlib", "torchmetrics", "optuna", "plotly", "jinja2", "onnx", "IPython"}
+UNUSED = {"scipy", "sklearn", "matplotlib", "torchmetrics", "optuna", "jinja2", "onnx", "IPython"}
 FIRST_STEP = """
 import os, runpy, sys
 import torch, timm, pytorch_lightning
@@ -66,6 +66,11 @@ def test_carvision_lists_its_commands_and_imports_nothing_heavy():
     assert text == "error: 'retrain' is not a command; nearest: train; carvision --help lists them\n"
     text, _ = python("-m", "carvision", "data=folder", "a b", check=1)
     assert text.endswith("type: carvision train data=folder 'a b'\n")
+
+
+def test_importing_carvision_imports_nothing_else():
+    _, imported = python("-c", "import carvision; carvision.fit, carvision.load, carvision.Run")
+    assert {name for name in imported if name.startswith("carvision")} == {"carvision"} and not imported & HEAVY
 
 
 LINES = {  # what people type: what the error tells them to type

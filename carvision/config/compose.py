@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 NOT_GROUPS = ("shared", "tables")  # folders of conf/ with parts of other files, and tables of experiments
 
 
-def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
+def run_command(task: Callable[[DictConfig], object], config_name: str) -> None:
     """Run `task` with the configuration that the command line composes from conf/<config_name>.yaml.
 
     A user's mistake ends the command as in one_line_errors.

@@ -201,9 +201,9 @@ def brief_tables(
 ) -> list[TextTable]:  # fmt: skip
     """Return the tables for the terminal: of the heads, with the metrics of all heads and `notes` in lines below."""
     tables = _class_tables(metrics, intervals, labels, keras) + _number_tables(metrics, intervals, labels)
-    joint = [f"{title}: {cell(metrics, intervals, name)} %" for name, title in JOINT.items() if name in metrics]
+    joint = [f"{title}: {cell(metrics, intervals, name)}" for name, title in JOINT.items() if name in metrics]
     if tables:
-        below = [". ".join(joint) + "."] if joint and len(labels) > 1 else []
+        below = [f"In %, {'; '.join(joint)}."] if joint and len(labels) > 1 else []
         tables[-1].notes.extend([*below, *notes, *([INTERVALS_NOTE] if intervals else [])])
     return tables
 

@@ -121,7 +121,7 @@ def line_chart(lines: Sequence[Line], x: Axis, y: Axis, title: str, rules: Seque
     parts = [
         _line_svg(lines, x, y, title, rules, size, name) for size, name in ((WIDE_PX, "wide"), (NARROW_PX, "narrow"))
     ]
-    named = [line for line in lines if line.name]
+    named = sorted((line for line in lines if line.name), key=lambda line: line.look)
     return Markup('<div class="chart">{}{}</div>').format(
         legend(named) if len(named) > 1 else "", Markup("").join(parts)
     )
@@ -216,7 +216,7 @@ def _path(line: Line, flat: Scale, upright: Scale) -> Markup:
             points.append(Markup("<g>{}<title>{}</title></g>").format(mark, text))
         joined = shown[i]
     drawn = Markup('<path d="{}"/>').format("".join(steps)) if line.joined else ""
-    looks = f"look-{line.look % LOOKS}" + (" dashed" if line.dashed else "")
+    looks = f"look-{line.look % LOOKS}{' dashed' if line.dashed else ''}{'' if line.marked else ' plain'}"
     return Markup('<g class="{}">{}{}</g>').format(looks, drawn, Markup("").join(points) if line.marked else "")
 
 

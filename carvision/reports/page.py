@@ -80,8 +80,8 @@ def _json_block(identity: str, value: object) -> Markup:
 
 
 def _soft(text: object) -> Markup:
-    """Return the text, escaped, which may break after "_", "/" and "=", as names of files, runs and keys do."""
-    return Markup(re.sub(r"(?<=[_/=])(?=[^_/=])", "<wbr>", str(escape(text))))
+    """Return the text, escaped; it may break in names of files, runs and keys: after "_", "/", "=" and dots."""
+    return Markup(re.sub(r"(?<=[_/=])(?=[^_/=])|(?<=[a-z]\.)(?=[a-z])", "<wbr>", str(escape(text))))
 
 
 def _base64(picture: Path) -> str:

@@ -18,11 +18,13 @@ def verdict(results: RunResults) -> list[str]:
     part = results.heads[head]
     name = f"{head}/top1"
     low, high = intervals.get(name, (np.nan, np.nan))
-    several = f"Its {head} is right" if len(results.labels) > 1 else "Right"
-    sentence = f"{several} in {share(values[name])} [{percent(low)}, {percent(high)}] of {len(part.right):,} {what}"
-    others = [f"its {other} in {share(values[f'{other}/top1'])}" for other in results.heads if other != head]
+    sentence = (
+        f"It names the right {head} for {share(values[name])} [{percent(low)}, {percent(high)}] of {len(part.right):,} "
+        f"{what}"
+    )
+    others = [f"the right {other} for {share(values[f'{other}/top1'])}" for other in results.heads if other != head]
     if "joint/top1" in values and len(results.heads) > 1:
-        others.append(f"all of them together in {share(values['joint/top1'])}")
+        others.append(f"and {'both' if len(results.heads) == 2 else 'all of them'} for {share(values['joint/top1'])}")
     sentences = [", ".join([sentence, *others]) + "."]
     sentences.append(_belief(results, head))
     if results.split == "val":

@@ -1,10 +1,9 @@
-"""Optuna's plots of a search: drawn by matplotlib as images, and by plotly for the page."""
+"""The plots of a search: Optuna's as images, and charts for the page."""
 
 import contextlib
 import math
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 
 import optuna
 from matplotlib import pyplot
@@ -29,18 +28,18 @@ TITLES = {
 }
 
 
-def plots_of(sweep: Sweep, study: optuna.Study, backend: ModuleType) -> dict[str, Callable]:
-    """Return {name: function that draws it}. backend: optuna.visualization, or its module matplotlib."""
-    done = _completed(study)
-    sampled = {key: {str(trial.params.get(key)) for trial in done} for trial in done for key in trial.params}
-    keys = [key for key, values in sampled.items() if len(values) > 1][:MAX_KEYS]
+def _plots_of(sweep: Sweep, study: optuna.Study) -> dict[str, Callable]:
+    """Return {name: function that draws it with matplotlib}."""
+    from optuna.visualization import matplotlib as backend
+
+    done, keys = _completed(study), _sampled_keys(study)[:MAX_KEYS]
     name = next(iter(sweep.objective))
     first: dict = {"target": _first_value, "target_name": name}
     # With one objective the study's own, to which Optuna adds the line of the best value so far
     history = first if len(sweep.objective) > 1 else {"target_name": name}
     plots: dict[str, Callable] = {"history": partial(backend.plot_optimization_history, study, **history)}
     if len(done) > 1 and keys:
-        fanova = optuna.importance.FanovaImportanceEvaluator(seed=0)  # Hutter et al. 2014; keys that all trials sampled
+        fanova = optuna.importance.FanovaImportanceEvaluator(seed=0)  # as _importance_chart
         logs = {"target": lambda trial: math.log10(_first_value(trial)), "target_name": f"log10({name})"}
         lines = logs if _is_wide(name, study) else first
         plots["importance"] = partial(backend.plot_param_importances, study, evaluator=fanova, **first)
@@ -53,10 +52,8 @@ def plots_of(sweep: Sweep, study: optuna.Study, backend: ModuleType) -> dict[str
 
 def write_plots(sweep: Sweep, study: optuna.Study) -> None:
     """Write the images of those plots that have anything to show."""
-    from optuna.visualization import matplotlib as backend
-
     pyplot.switch_backend("Agg")  # no windows
-    for name, plot in plots_of(sweep, study, backend).items():
+    for name, plot in _plots_of(sweep, study).items():
         # As Optuna sets a style for all later figures
         with pyplot.rc_context({"figure.constrained_layout.use": True, "figure.dpi": DPI, "axes.axisbelow": True}):
             with contextlib.suppress(*TOO_FEW_TRIALS):
@@ -67,25 +64,15 @@ def write_plots(sweep: Sweep, study: optuna.Study) -> None:
             pyplot.close("all")
 
 
-def interactive(sweep: Sweep, study: optuna.Study) -> list[str]:
-    """Return the plots as HTML fragments, with trial details on hover; the first includes plotly's script."""
-    from optuna import visualization
-
-    plots = [*plots_of(sweep, study, visualization).values()]
-    if len(sweep.objective) == 1:
-        plots.append(partial(visualization.plot_intermediate_values, study))
-    parts: list[str] = []
-    for plot in plots:
-        try:
-            figure = plot()
-        except TOO_FEW_TRIALS:
-            continue
-        parts.append(figure.to_html(full_html=False, include_plotlyjs=not parts))
-    return parts
-
-
 def _completed(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _sampled_keys(study: optuna.Study) -> list[str]:
+    """Return the keys of which completed trials have several values."""
+    done = _completed(study)
+    sampled = {key: {str(trial.params.get(key)) for trial in done} for trial in done for key in trial.params}
+    return [key for key, values in sampled.items() if len(values) > 1]
 
 
 def _first_value(trial: FrozenTrial) -> float:

@@ -189,23 +189,20 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
     Holds a lock, as several workers may finish at the same time.
     """
     # matplotlib and jinja2, which only the end of a search needs
-    from markupsafe import Markup
-
-    from carvision.reports.page import Section, sections_of, write_page
-    from carvision.search.plots import interactive, write_plots
+    from carvision.search.page.write import write_search_page
+    from carvision.search.plots import write_plots
 
     with lock_when_free(sweep.folder):
-        write_csv(sweep.folder / "trials.csv", trials_frame(sweep, trials_of(sweep, study)))
+        frame = trials_frame(sweep, trials_of(sweep, study))
+        write_csv(sweep.folder / "trials.csv", frame)
         best = best_first(study)
         if not best:
             return
         table = best_table(sweep, best[:MAX_SHOWN])
         write_best(sweep, best[0])
         write_plots(sweep, study)
-        sections = sections_of([table], {})
-        if plots := interactive(sweep, study):
-            sections.append(Section("Interactive plots", markup=Markup("\n".join(plots))))
-        write_page(sweep.folder / "search.html", sweep.name, f"{state_of(sweep, study)}. {ABOUT}", sections)
+        about = f"{state_of(sweep, study)}. {ABOUT}"
+        write_search_page(sweep.folder / "search.html", sweep, study, about, table, frame, command_of(sweep))
     print_table(table, Console(width=None if sys.stdout.isatty() else WIDTH))
     print(f"the best trial, {best[0].number}, over three seeds: {command_of(sweep)}")
 

@@ -28,7 +28,10 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        self.texts.append(data.strip())
+        if self.tags and self.tags[-1][0] == "wbr":  # a break within a name
+            self.texts[-1] += data.strip()
+        else:
+            self.texts.append(data.strip())
 
 
 def test_a_page_shows_names_as_they_are_and_asks_no_server(tmp_path):

@@ -1,0 +1,1 @@
+"""The page of a search, search.html: its charts, and the page."""
