@@ -118,15 +118,15 @@ def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) ->
     counts = f"{about['num_queries']:,} queries ({about['split']}), {about['num_gallery']:,} photos ({gallery})"
     console = Console()
     console.print(Text(". ".join([f"{title}: {counts}", *about["notes"]]) + "."), soft_wrap=True)
-    shown = (100 * pd.DataFrame(knn).T[list(KNN)]).round(2)
-    rows = [[str(k), *(f"{value:.2f}" for value in values)] for k, values in shown.iterrows()]
+    shown = (100 * pd.DataFrame(knn).T[list(KNN)]).round(1)
+    rows = [[str(k), *(f"{value:.1f}" for value in values)] for k, values in shown.iterrows()]
     marks = [["", *row] for row in best_of_columns(shown)]
     note = "Precision, recall and F1 are weighted by the size of the classes."
     title = f"k-nearest-neighbour classification of {about['label']}, %"
     print_table(TextTable(title, ["k", *KNN.values()], rows, marks, notes=[note]), console)
     titles = {"r_precision": "R-precision", "map_at_r": "MAP@R"}
     header = [titles.get(name, name.replace("recall_at_", "Recall@")) for name in means]
-    row = [percent(value, 2) for value in means.values()]
+    row = [percent(value) for value in means.values()]
     if means:
         print_table(TextTable("Retrieval, %", ["", *header], [[about["label"], *row]]), console)
 

@@ -85,8 +85,8 @@ def write_verification(folder: Path, title: str, about: dict, scored: dict[str, 
 def accuracy_table(scored: dict[str, ScoredPairs]) -> TextTable:
     """Return the table of pair accuracy, as is usual in the field: one row per method, one column per difficulty."""
     wide = pd.DataFrame({name: pd.DataFrame(pairs.metrics).loc["accuracy"] for name, pairs in scored.items()})
-    rows = [[NAMES[str(method)], *(percent(value, 2) for value in values)] for method, values in wide.iterrows()]
-    marks = [["", *marks] for marks in best_of_columns(wide.round(4))]
+    rows = [[NAMES[str(method)], *(percent(value) for value in values)] for method, values in wide.iterrows()]
+    marks = [["", *marks] for marks in best_of_columns(wide.round(3))]
     counts = ", ".join(f"{name} {len(pairs.same):,}" for name, pairs in scored.items())
     return TextTable("Pair accuracy (%), at the threshold of the training pairs", ["method", *scored], rows, marks,
                  notes=[f"Pairs: {counts}."])  # fmt: skip
@@ -98,9 +98,12 @@ def curve_tables(scored: dict[str, ScoredPairs]) -> list[TextTable]:
     tables = []
     for difficulty, pairs in scored.items():
         frame = pd.DataFrame(pairs.metrics).T[list(titles)]
-        rows = [[NAMES[str(method)], f"{row['auc']:.4f}".replace("nan", "–"), *(percent(value, 2) for value in row[1:])]
+        rows = [[NAMES[str(method)], f"{row['auc']:.4f}".replace("nan", "–"), *(percent(value) for value in row[1:])]
                 for method, row in frame.iterrows()]  # fmt: skip
-        marks = [["", *row] for row in best_of_columns(frame.round(4), lowest=["eer"])]
+        marks = [
+            ["", *row]
+            for row in best_of_columns(frame.round({"auc": 4} | dict.fromkeys(list(titles)[1:], 3)), lowest=["eer"])
+        ]
         num_different = int((~pairs.same).sum())
         notes = [
             f"FAR {100 * far:g} % needs {round(1 / far):,} different pairs to measure; here are {num_different:,}."

@@ -204,7 +204,8 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
         about = f"{state_of(sweep, study)}. {ABOUT}"
         write_search_page(sweep.folder / "search.html", sweep, study, about, table, frame, command_of(sweep))
     print_table(table, Console(width=None if sys.stdout.isatty() else WIDTH))
-    print(f"the best trial, {best[0].number}, over three seeds: {command_of(sweep)}")
+    print(f"the best trial, {best[0].number}, over three seeds:\n  {command_of(sweep)}")
+    print(f"page: {sweep.folder / 'search.html'}")
 
 
 def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:

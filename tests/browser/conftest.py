@@ -19,9 +19,8 @@ def browser():
     """The system's Chromium, without a window."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine (on Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (it is in the extra dev)")
+    with api.sync_playwright() as play:
         launched = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield launched
         launched.close()

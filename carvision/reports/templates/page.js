@@ -134,8 +134,7 @@ for (const part of document.querySelectorAll(".confusion")) {
   });
   for (const control of [order, only]) control.addEventListener("change", () => { at = null; render(); });
   new ResizeObserver(() => render()).observe(part);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", render);
-  addEventListener("beforeprint", render);
+  for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", render);
 }
 
 // Sliders: answer only if the probability is high enough

@@ -27,7 +27,7 @@ def charts_of(sweep: Sweep, study: optuna.Study) -> list[Section]:
     if not done:
         return []
     sections = [
-        _history(metric, mode, [(trial, trial.values[i]) for trial in done])
+        _history(metric, mode, [(trial, _value(trial, i)) for trial in done])
         for i, (metric, mode) in enumerate(sweep.objective.items())
     ]
     sections += _pareto(sweep, done)
@@ -45,6 +45,12 @@ def charts_of(sweep: Sweep, study: optuna.Study) -> list[Section]:
 def value_text(metric: str, value: float) -> str:
     """Return a value of an objective as people read it: accuracies in %."""
     return f"{percent(value)} %" if is_fraction(metric) else f"{value:,.4g}"
+
+
+def _value(trial: FrozenTrial, objective: int = 0) -> float:
+    """Return an objective of a completed trial."""
+    assert trial.values is not None
+    return trial.values[objective]
 
 
 def _axis(metric: str, values: Sequence[float]) -> Axis:
@@ -94,7 +100,7 @@ def _importance(sweep: Sweep, study: optuna.Study) -> list[Section]:
         found = optuna.importance.get_param_importances(
             study,
             evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
-            target=lambda trial: trial.values[0],
+            target=_value,
         )
         if len(found) > 1:
             bars = bar_chart([*found], [*found.values()], [f"{percent(v, 0)} %" for v in found.values()], "importance")
@@ -132,7 +138,7 @@ def _by_epoch(sweep: Sweep, study: optuna.Study) -> list[Section]:
 
 def _by_key(key: str, metric: str, trials: Sequence[FrozenTrial]) -> Section:
     """Return the values of the first objective by a sampled key: a chart of numbers, a table of choices."""
-    values = [trial.values[0] for trial in trials]
+    values = [_value(trial) for trial in trials]
     title, distribution = f"{title_of(metric)} by {key}", trials[0].distributions[key]
     if isinstance(distribution, CategoricalDistribution):
         of_choice: dict[str, list[float]] = {}

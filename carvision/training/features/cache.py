@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -34,6 +35,7 @@ from carvision.data.paths import file_of, text_of_path
 from carvision.data.table import BOX, LOCATION, SOURCE, Table
 from carvision.errors import InputError
 from carvision.files.arrays import ArrayWriter
+from carvision.files.progress import show_progress
 from carvision.training.callbacks import Clock
 from carvision.training.distributed.collectives import any_process, gather_objects, gather_rows
 from carvision.training.features.store import Features, digest_of_tensors, feature_file, make_room, open_features
@@ -182,7 +184,9 @@ def compute_features(
     log.info("computing the features of %s photos, once", f"{num:,}")
     new, rows, size, own_bad, problem = None, None, 0, {}, ""
     with contextlib.ExitStack() as stack:
+        advance = stack.enter_context(show_progress(num, 0, lit.trainer.is_global_zero and sys.stderr.isatty()))
         for start, values in backbone_outputs(lit, data, table, own_bad):
+            advance(len(values))
             if start == 0:
                 size = num * values[0].nbytes
                 if lit.trainer.local_rank == 0:

@@ -22,6 +22,7 @@ from carvision.data.loading.samplers import TableSampler, TrainSampler
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, head_module
+from carvision.reports.tables import percent
 from carvision.training.callbacks import Clock
 from carvision.training.distributed.collectives import broadcast_object
 from carvision.training.features.cache import FeatureCache
@@ -80,7 +81,10 @@ class LinearStart(pl.Callback):
         metrics = head_scores(module, photos["val"])
         seconds = time.perf_counter() - began
         self.clock.add("linear_start", seconds)
-        message = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        message = ", ".join(
+            f"{name} {f'{percent(value)} %' if 'ids' in module.labels[name] else f'mae {value:.4g}'}"
+            for name, value in metrics.items()
+        )
         log.info("linear start: %s; val: %s (%.1f s)", method, message, seconds)
         if self.cache.seconds_per_photo:
             num_photos = {split: len(part.rows) for split, part in photos.items()}

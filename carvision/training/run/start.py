@@ -16,6 +16,7 @@ from carvision.errors import InputError
 from carvision.files.atomic import PARTIAL, create_folder, write_json
 from carvision.files.folders import BEST, CONFIG, LAST, LOCK, claim_folder, is_run, remove_beginning
 from carvision.files.log import start_log
+from carvision.reports.tables import percent
 from carvision.system.runtime import keep_freed_memory
 from carvision.training.distributed.launch import (
     broadcast_at_start,
@@ -190,7 +191,8 @@ def _summarise(cfg: dict, folder: Path, kind: str, parts: list[dict]) -> None:
         (folder / EXTENDING).unlink(missing_ok=True)
     for metric in (name for name in summary if name.endswith("top1") or name == "loss"):
         mean, std = summary[metric].values()
-        log.info("%s/%s over %d %ss: %.4f +- %.4f", split, metric, len(parts), kind, mean, std)
+        text = f"{mean:.3f} ± {std:.3f}" if metric == "loss" else f"{percent(mean)} ± {percent(std)} %"
+        log.info("%s/%s over %d %ss: %s", split, metric, len(parts), kind, text)
 
 
 def _refuse_other_kind(folder: Path, kind: str | None) -> None:

@@ -57,7 +57,7 @@ def test_the_command_writes_all_files_and_imports_neither_torch_nor_hydra(run_mo
     assert "Traceback" not in done.stderr and "Warning:" not in done.stderr
     page = (folder / "compare.html").read_text()
     assert "<b>" not in page and "://" not in page and "<img " not in page  # the run's name is no markup
-    assert page.count('<svg class="wide"') == 6  # loss, accuracy of three heads, against time and cost
+    assert page.count('<svg class="wide"') == 7  # loss, accuracy of three heads and of all, against time and cost
     lines = (folder / "compare.md").read_text().split("\n## ")[1].splitlines()
     head, *rows = ([cell.strip() for cell in re.split(r"(?<!\\)\|", x)[1:-1]] for x in lines if x.startswith("|"))
     assert head[1:] == ["folds (2 folds)", r"\<b>\$x\|y", "cut_short (unfinished)", "two_heads"]
