@@ -72,6 +72,8 @@ def write_pages(folder: Path) -> None:
     from carvision.run_report.write import write_reports  # imports what training itself doesn't need
 
     write_reports(folder)
+    if (page := folder / "report.html").exists():
+        print(f"page: {page}")
 
 
 def next_commands(folder: Path) -> str:
