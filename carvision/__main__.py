@@ -21,7 +21,8 @@ GROUPS = {
     ),
     "Look things up": ("keys", "models", "doctor"),
 }  # fmt: skip
-HELP = """Classify photos of things that look alike: train a network on your photos, and use it.
+HELP = """Classify photos of things that look alike: train a network on your photos, and
+use it.
 
   carvision train                                       the demo data, about a minute
   carvision train data=folder data.root=photos          your photos, one folder per class
