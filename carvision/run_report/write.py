@@ -19,6 +19,7 @@ from carvision.run_report.examples import (
     NUM_MISTAKES,
     NUM_RIGHT,
     PHOTO_PX,
+    Example,
     class_samples,
     embed_training_photos,
     examples_of,
@@ -47,10 +48,11 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
     main = results.main_head
     gallery = embed_training_photos(results)
     heads = [_head_values(results, head) for head in results.heads]
-    mistakes, right, suspicious = [], [], pd.DataFrame()
+    mistakes, right, suspicious, map_note = [], [], pd.DataFrame(), ""
     if main is not None:
         mistakes = examples_of(results, main, surest(results, main, False, NUM_MISTAKES), gallery)
         right = examples_of(results, main, surest(results, main, True, NUM_RIGHT), None)
+        map_note = _shared_note([*mistakes, *right])
         suspicious = wrong_labels(results, main)
         file = results.folder / LABEL_ERRORS.format(main)
         if len(suspicious):
@@ -79,6 +81,7 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
         mistakes=mistakes,
         num_mistakes=int((~results.heads[main].right).sum()) if main else 0,
         right=right,
+        map_note=map_note,
         gallery_note=_gallery_note(gallery, len(results.train)),
         suspicious=_suspicious_rows(results, suspicious),
         num_suspicious=len(suspicious),
@@ -115,6 +118,16 @@ def _head_values(results: RunResults, head: str) -> dict:
     of_id = dict(zip(ids, samples, strict=True))
     classes = [{**row, "sample": of_id[row["id"]]} for row in values["classes"]]
     return {**values, "classes": classes, "sample_px": size_px, "threshold": threshold_of(results, head)}
+
+
+def _shared_note(examples: list[Example]) -> str:
+    """Return how all the heat maps were made, and take it out of their own notes; "" if they were made differently."""
+    parts = [example.note.partition("; ") for example in examples if example.note]
+    if len({part[0] for part in parts}) != 1 or len(parts) < len(examples):
+        return ""
+    for example, part in zip(examples, parts, strict=True):
+        example.note = part[2]
+    return f"The heat maps were {parts[0][0]}."
 
 
 def _gallery_note(gallery: Embeddings | None, num_train: int) -> str:
