@@ -7,7 +7,8 @@ from pathlib import Path
 from carvision.config.options import add_out_folder, create_parser, log_to_stderr, run_or_folder, whole_from, words_of
 from carvision.errors import one_line_errors
 
-HELP = """Compare runs: a table of their metrics, time and cost, their curves overlaid, accuracy against time and money.
+HELP = """Compare runs: a table of their metrics, time and cost, their curves overlaid,
+accuracy against time and money.
 
   carvision compare runs                                   every run below that folder
   carvision compare runs/a runs/b --names baseline,focal   two runs

@@ -10,9 +10,9 @@ from carvision.diagnosis.examine import examine
 from carvision.diagnosis.findings import as_json, print_examination
 from carvision.system.runtime import use_utf8
 
-HELP = """Report what this machine has, what will break or be slow in training, why, and how to fix it: versions and
-builds of packages, GPUs, cores, memory, disk, speed of decoding, settings.
-Exit status 1 if something will break, else 0.
+HELP = """Report what this machine has, what will break or be slow in training, why, and
+how to fix it: versions and builds of packages, GPUs, cores, memory, disk, speed
+of decoding, settings. Exit status 1 if something will break, else 0.
 
   carvision doctor
   carvision doctor --data photos --out /scratch/runs    also how fast the photos are read

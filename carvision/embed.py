@@ -5,17 +5,19 @@ import argparse
 from carvision.embedding.options import create_parser, parse
 from carvision.errors import one_line_errors
 
-HELP = """Write the embeddings of a data set: a vector for each photo, close to those of photos that look alike.
+HELP = """Write the embeddings of a data set: a vector for each photo, close to those of
+photos that look alike.
 
   carvision embed runs/mine                                  all photos of the run's data
   carvision embed runs/mine data=folder data.root=others     other photos
   carvision embed --backbone resnet50 data=folder data.root=photos      a backbone of timm, without a run
   carvision embed --backbone mobilenetv2_035 --weights own.safetensors 'model.backbone_kwargs={pad_type:same}'
 
-The folder then holds embeddings.npy (numpy.load(..., mmap_mode="r") maps it), index.csv with a line for each of its
-rows, and embeddings.json. carvision retrieve takes it instead of a run.
-data=... and data.<key>=<value> are as in training (carvision train --help). If the command is killed, the
-same one with the same --out starts over there.
+The folder then holds embeddings.npy (numpy.load(..., mmap_mode="r") maps it),
+index.csv with a line for each of its rows, and embeddings.json. carvision
+retrieve takes it instead of a run. data=... and data.<key>=<value> are as in
+training (carvision train --help). If the command is killed, the same one with
+the same --out starts over there.
 """
 
 

@@ -13,8 +13,8 @@ from carvision.config.options import (
 )
 from carvision.errors import one_line_errors
 
-HELP = """Evaluate a trained network: all metrics with 95 % intervals, each class, which classes are confused, and how
-far the probabilities can be trusted.
+HELP = """Evaluate a trained network: all metrics with 95 % intervals, each class, which
+classes are confused, and how far the probabilities can be trusted.
 
   carvision evaluate runs/mine                                   the test photos of the run
   carvision evaluate runs/mine data.root=/new/folder/photos      the same, if they were moved
@@ -22,8 +22,8 @@ far the probabilities can be trusted.
   carvision evaluate runs/a --ensemble runs/b runs/c --tta flip  the average of three runs and two views
   torchrun --nproc-per-node 4 -m carvision.evaluate runs/mine              four processes share the photos
 
-data=... and data.<key>=<value> are as in training (carvision train --help). If the command is killed, the
-same one with the same --out starts over there.
+data=... and data.<key>=<value> are as in training (carvision train --help). If
+the command is killed, the same one with the same --out starts over there.
 """
 
 

@@ -16,16 +16,18 @@ from carvision.config.options import (
 )
 from carvision.errors import one_line_errors
 
-HELP = """Show which parts of a photo a prediction rests on: a picture for each photo, with the photo beside heat maps
-(Grad-CAM) of its predicted class. The brighter a part, the more it raises the score of the class; the line surrounds
-all that does so at least half as much as the brightest.
+HELP = """Show which parts of a photo a prediction rests on: a picture for each photo,
+with the photo beside heat maps (Grad-CAM) of its predicted class. The brighter
+a part, the more it raises the score of the class; the line surrounds all that
+does so at least half as much as the brightest.
 
   carvision explain runs/demo/2026-01-31_12-00-00 a.jpg b.jpg --out maps
   carvision explain RUN photos --top 3                    the three likeliest classes of each photo
   carvision explain RUN a.jpg --head make --class Audi    what in it looks like an Audi
   carvision explain RUN --list RUN/splits.csv --split test         photos of a list, with its boxes
 
-DIR must be new or empty. If the command is killed, the same one with the same --out starts over there.
+DIR must be new or empty. If the command is killed, the same one with the same
+--out starts over there.
 """
 
 

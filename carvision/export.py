@@ -8,7 +8,8 @@ from carvision.config.options import add_run, create_parser, log_to_stderr, word
 from carvision.errors import one_line_errors
 from carvision.exports.write import NAMES, write
 
-HELP = """Write a trained network for other code to load, and measure that what was written agrees with the run.
+HELP = """Write a trained network for other code to load, and measure that what was
+written agrees with the run.
 
   onnx          one file for onnxruntime and others, names of classes and preprocessing in its metadata
   torch-export  one .pt2 file that torch runs without carvision and timm
@@ -16,7 +17,8 @@ HELP = """Write a trained network for other code to load, and measure that what 
                 classifier, a head that is one linear layer on the pooled features
   hub           a folder for the Hugging Face hub: the model, its card, and its timm form
 
-If one of several formats can't be written, the others are, and the exit status is 1.
+If one of several formats can't be written, the others are, and the exit status
+is 1.
 
 examples:
   carvision export runs/demo/2026-01-31_12-00-00 --format onnx

@@ -8,7 +8,8 @@ import textwrap
 from carvision.config.options import create_parser, words_of
 from carvision.errors import drop_output, one_line_errors
 
-HELP = """Explain a key of the configuration: what it means, which values it may have, and its default.
+HELP = """Explain a key of the configuration: what it means, which values it may have, and
+its default.
 
   carvision keys data.split.kind      one key
   carvision keys optimizer            the choices of a group, and its keys

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("carvision.predict")
 
-HELP = """Predict the classes of photos with a trained model: a row a photo, in their order.
+HELP = """Predict the classes of photos with a trained model: a row a photo, in their
+order.
 
   carvision predict runs/demo/2026-01-31_12-00-00 a.jpg b.jpg        CSV to standard output
   carvision predict RUN photos --out predictions.csv                 a folder of photos, and those below it
@@ -25,7 +26,8 @@ HELP = """Predict the classes of photos with a trained model: a row a photo, in 
   find photos -name "*.jpg" | carvision predict RUN - --out predictions.jsonl --top 5
   carvision predict RUN --list RUN/splits.csv --split test --out test.csv --grid test.png
 
-The output is FILE.partial until it is complete; if the command is killed, the same one resumes where it stopped.
+The output is FILE.partial until it is complete; if the command is killed, the
+same one resumes where it stopped.
 """
 
 

@@ -5,7 +5,8 @@ import argparse
 from carvision.config.options import add_device, add_run, create_parser, parse_with_overrides
 from carvision.errors import one_line_errors
 
-HELP = """Write the page of a run, report.html in its folder: how good the model is, where it fails and why.
+HELP = """Write the page of a run, report.html in its folder: how good the model is, where
+it fails and why.
 
   carvision report runs/mine                                   made at the end of training, too
   carvision report runs/mine data.root=/new/folder/photos      if its photos were moved

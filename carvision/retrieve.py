@@ -7,7 +7,8 @@ from carvision.config.options import whole_from
 from carvision.embedding.options import create_parser, parse
 from carvision.errors import one_line_errors
 
-HELP = """Find the nearest photos by a network's embeddings: k-NN classification, Recall@K, MAP@R, R-precision.
+HELP = """Find the nearest photos by a network's embeddings: k-NN classification,
+Recall@K, MAP@R, R-precision.
 
   carvision retrieve runs/mine                      the run's test photos among its training photos
   carvision retrieve runs/mine --leave-one-out      each test photo among the other test photos

@@ -3,12 +3,14 @@
 import os
 import shlex
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carvision.config.compose import choices, compose_alone, is_multirun, plain_config, run_command
 from carvision.errors import InputError
 from carvision.system.runtime import collection_paused, set_thread_defaults
+from carvision.system.terminal import fold
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -72,6 +74,8 @@ def write_pages(folder: Path) -> None:
     from carvision.run_report.write import write_reports  # imports what training itself doesn't need
 
     write_reports(folder)
+    if (page := folder / "report.html").exists():
+        print(fold(f"page: {page}", sys.stdout))
 
 
 def next_commands(folder: Path) -> str:

@@ -7,18 +7,20 @@ from carvision.config.options import whole_from
 from carvision.embedding.options import METHODS, create_parser, parse
 from carvision.errors import one_line_errors
 
-HELP = """Measure how well pairs of photos of one class are distinguished from pairs of two: accuracy, ROC, AUC, equal
-error rate, and the true accept rate at low false accept rates; by cosine, L2, a linear SVM and Joint Bayesian.
+HELP = """Measure how well pairs of photos of one class are distinguished from pairs of
+two: accuracy, ROC, AUC, equal error rate, and the true accept rate at low false
+accept rates; by cosine, L2, a linear SVM and Joint Bayesian.
 
   carvision verify runs/mine                               CompCars' three lists, or pairs of test photos
   carvision verify runs/mine data=folder data.root=others --split val       pairs of other photos
   carvision verify runs/mine --pairs garage.csv street.csv                  lists of your own
   carvision verify --backbone resnet50 data=compcars data.root=/data/compcars
 
-A list has lines of path1 path2 label (1: same, 0: different). Drawn pairs have three difficulties: easy, both
-from one viewpoint; medium, any; hard, different models are of one make. What the methods learn, and the threshold of
-the accuracy, come from pairs of the training photos.
-data=... and data.<key>=<value> are as in training (carvision train --help).
+A list has lines of path1 path2 label (1: same, 0: different). Drawn pairs have
+three difficulties: easy, both from one viewpoint; medium, any; hard, different
+models are of one make. What the methods learn, and the threshold of the
+accuracy, come from pairs of the training photos. data=... and
+data.<key>=<value> are as in training (carvision train --help).
 """
 
 

@@ -17,10 +17,17 @@ from carvision.files.log import Terminal
 from carvision.system.terminal import fold
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help breaks no word on a terminal."""
+
+    def format_help(self) -> str:
+        return fold(super().format_help(), sys.stdout)
+
+
 def create_parser(command: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:
     """Return a parser for `carvision <command>`, whose --help keeps the description's lines."""
-    return argparse.ArgumentParser(
-        f"carvision {command}", usage=usage, description=fold(description, sys.stdout),
+    return _Parser(
+        f"carvision {command}", usage=usage, description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
 

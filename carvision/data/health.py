@@ -58,7 +58,7 @@ def scan_photos(table: Table, boxes: bool, num_workers: int) -> pd.DataFrame:
     with (
         catch_warnings(),
         contextlib.closing(InThreads(inspect_photo, tasks, num_workers)) as results,
-        show_bar("reading photos", len(table)) as advance,
+        show_bar("reading photos", len(table), keep=False) as advance,
     ):
         for facts in results:
             found.append(facts)

@@ -1,6 +1,7 @@
 """Write an evaluation: metrics with intervals, tables on the terminal and in files, plots of each head with classes."""
 
 import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from carvision.evaluation.predict import Predictions
 from carvision.files.atomic import file_stems, open_new, write_csv
 from carvision.reports.page import sections_of, write_markdown
 from carvision.reports.tables import JOINT, TextTable, has_rank, percent, print_table, without_nan
+from carvision.system.terminal import fold
 
 Intervals = dict[str, tuple[float, float]]
 MAX_COLUMNS = 2  # heads with intervals that fit into 80 characters beside the metrics' names
@@ -94,7 +96,7 @@ def write_evaluation(
     sheets = {head: (table, pictures[PAIRS_TITLE.format(head)]) for head, table in pairs.items()}
     page = folder / "evaluation.html"
     write_evaluation_page(page, predictions, labels, results, tables, sheets, title, about)
-    print(f"page: {page}")
+    print(fold(f"page: {page}", sys.stdout))
     return without_nan(
         {
             "photos": num_photos, "unreadable": num_unreadable, "figures": metrics, "intervals": intervals,

@@ -30,7 +30,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="carvision models",
-        description="List the networks that model.backbone can name: timm's, and those that the reports built.",
+        description="List the networks that model.backbone can name: timm's, and those that the\nreports built.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

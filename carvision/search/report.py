@@ -30,6 +30,7 @@ from carvision.reports.tables import TextTable, percent, print_table
 from carvision.search import queue
 from carvision.search.build import Sweep
 from carvision.search.queue import best_first, folder_of, last_value, trials_of
+from carvision.system.terminal import fold
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +206,7 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
         write_search_page(sweep.folder / "search.html", sweep, study, about, table, frame, command_of(sweep))
     print_table(table, Console(width=None if sys.stdout.isatty() else WIDTH))
     print(f"the best trial, {best[0].number}, over three seeds:\n  {command_of(sweep)}")
-    print(f"page: {sweep.folder / 'search.html'}")
+    print(fold(f"page: {sweep.folder / 'search.html'}", sys.stdout))
 
 
 def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:

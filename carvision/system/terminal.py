@@ -5,8 +5,8 @@ import shutil
 from typing import TextIO
 
 
-def fold(text: str, file: TextIO, indent: str = "  ") -> str:
-    """Return the text for `file`: on a terminal, lines that are too long continue below, with this indent.
+def fold(text: str, file: TextIO) -> str:
+    """Return the text for `file`: on a terminal, lines that are too long continue below, indented by two more spaces.
 
     They break at their widest gaps, so that words with one space between them stay together where they can. A word that
     is longer than a line is left to the terminal, so that a path can be copied. Any other file gets the text unchanged.
@@ -14,7 +14,9 @@ def fold(text: str, file: TextIO, indent: str = "  ") -> str:
     if not file.isatty():
         return text
     width = shutil.get_terminal_size().columns
-    return "\n".join("\n".join(_lines(line, width, indent)) for line in text.split("\n"))
+    indents = [" " * (len(line) - len(line.lstrip(" ")) + 2) for line in text.split("\n")]
+    lines = zip(text.split("\n"), indents, strict=True)
+    return "\n".join("\n".join(_lines(line, width, indent)) for line, indent in lines)
 
 
 def _lines(text: str, width: int, indent: str) -> list[str]:

@@ -60,6 +60,8 @@ def test_all_files_are_written_and_agree(photos, tmp_path, monkeypatch, capsys):
     for text in (printed, results, page, (folder / "evaluation.md").read_text().replace("\\", "")):
         assert all(part in " ".join(text.split()) for part in (shown, "2 classes are not known", unread))
     assert max(len(line) for line in results.splitlines()) <= 80 and "…" not in results
+    assert len(printed.splitlines()) <= 32 and printed.endswith(f"page: {folder / 'evaluation.html'}\n")
+    assert "Keras" not in results
     assert set(result["intervals"]) == set(result["figures"]) and result["temperature"] == {"make": 1.0, "model": 1.5}
     tables = ("per_class", "confusion", "confused")
     per_class, cells, pairs = (pd.read_csv(folder / f"{name}_model.csv") for name in tables)
@@ -98,6 +100,16 @@ def test_one_head_a_number_and_heads_without_known_classes(photos, tmp_path):
     predictions.valid[:] = False
     assert evaluate(predictions, tmp_path / "none")["photos"] == 0
     assert (tmp_path / "none" / "evaluation.html").is_file()
+
+
+def test_ranks_that_few_classes_have_and_what_keras_counts_are_left_out_unless_asked_for():
+    names = ("top1", "top3", "top5", "precision_at50")
+    metrics = {f"{head}/{name}": 0.5 for head in ("few", "many") for name in names}
+    labels = {"few": {"ids": [*"abc"], "names": [*"abc"]}, "many": {"ids": [*"abcdef"], "names": [*"abcdef"]}}
+    (plain, _), (keras, _) = (metric_tables(metrics, {}, labels, keras) for keras in (False, True))
+    assert plain.rows == [["top-1 %", "50.0", "50.0"], ["top-3 %", "", "50.0"], ["top-5 %", "", "50.0"]]
+    assert keras.rows == [*plain.rows, ["precision %, all p > 0.5 (Keras)", "50.0", "50.0"]]
+    assert len(metric_tables(metrics, {}, {"few": labels["few"]})[0].rows) == 1
 
 
 def test_many_heads_of_long_names_fit_and_values_are_rounded():
