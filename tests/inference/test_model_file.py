@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import carvision
@@ -104,6 +105,10 @@ def test_refusals(saved, tmp_path_factory):
     change(saved, "network.heads.make.layers.hidden", [8])
     empty = tmp_path_factory.mktemp("empty")
     assert "no model there" in refusal(empty) and "no model there" in refusal(empty / "nowhere")
+    groups = ("data", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks")
+    config = {**{group: {} for group in groups}, "model": {"backbone": "resnet50"}, "run": {"dir": None}}
+    (empty / "config.yaml").write_text(yaml.safe_dump(config))
+    assert f"its run is not finished; carvision train with the same words and run.dir={empty} resumes" in refusal(empty)
     rewrite(saved, format=model_file.FORMAT + 1)
     assert "is newer than" in refusal(saved)
     rewrite(saved, format=model_file.FORMAT, sha256="0" * 64)
