@@ -6,6 +6,7 @@ The templates of all pages are in templates/: base.html is their frame and style
 import base64
 import datetime
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,7 @@ def write_template(file: Path, template: str, **values: Any) -> None:
     )  # fmt: skip
     own = {
         "zip": zip,
+        "nan": math.nan,
         "base64": _base64,
         "json_block": _json_block,
         "percent": percent,

@@ -33,7 +33,8 @@ class TextTable:
     """A table of text. Columns of numbers are aligned to the right, in each form.
 
     header: names of the columns, of which the first names the rows. marks: of the rows' shape, "", "best" or "overall";
-    none: no marks. breaks: rows with a line above them. notes: lines below.
+    none: no marks. breaks: rows with a line above them. notes: lines below. shades: of the rows' cells but the first,
+    0..1 or NaN: how strongly a page shades them.
     """
 
     title: str
@@ -42,6 +43,7 @@ class TextTable:
     marks: list[list[str]] = field(default_factory=list)
     breaks: set[int] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    shades: list[list[float]] = field(default_factory=list)
 
     def is_numeric(self) -> list[bool]:
         """Return whether each column is one of numbers; the first never is."""

@@ -65,3 +65,33 @@ def test_names_are_escaped():
     ):
         assert "<img" not in chart and 'alert(1)>"' not in chart
         assert chart.count("&lt;img") >= 3
+
+
+@pytest.mark.parametrize("values", [(1e-5, 1e-1), (3, 4), (8, 4096), (0.0011, 0.0013), (7.0, 7.0)])
+def test_a_logarithmic_axis_has_ticks_at_any_range(values):
+    chart = line_chart([Line("runs", values, [1, 2])], Axis("rate", log=True), Axis("loss"), "t")
+    for name in ("wide", "narrow"):
+        ticks = ticks_of(svg_of(chart, name), "mid")
+        assert 2 <= len(ticks) <= 9 and all(first[2] != second[2] for first, second in itertools.pairwise(ticks))
+
+
+def test_ticks_are_where_they_are_wanted_as_far_as_there_is_room():
+    rates = [1e-4, 2e-4, 4e-4, 1e-3, 2e-3, 4e-3, 1e-2]
+    chart = line_chart([Line("runs", rates, rates)], Axis("rate", log=True, ticks=rates), Axis("loss"), "t")
+    wide, narrow = ([float(text) for *_, text in ticks_of(svg_of(chart, name), "mid")] for name in ("wide", "narrow"))
+    assert wide == rates and set(narrow) < set(rates) and len(narrow) > 2
+
+
+@pytest.mark.parametrize(("y", "low", "title"), [
+    (Axis("loss"), 0.0, "loss"), (Axis("loss"), 2.5, "loss (not from 0)"),
+    (Axis("loss", log=True), 2.5, "loss (log scale)"), (Axis("%", percent=True, limits=(0, 1)), 0.5, "%"),
+])  # fmt: skip
+def test_a_scale_that_could_mislead_says_so(y, low, title):
+    chart = line_chart([Line("a", [1, 2], [low, low + 0.3])], Axis("epoch"), y, "t")
+    assert f'rotate(-90)">{title}</text>' in chart and ">epoch</text>" in chart
+
+
+def test_a_line_without_a_name_or_marks_has_no_legend_and_no_points():
+    lines = [Line("mean", [1, 2], [1, 2], marked=False), Line("", [1, 2], [1, 3], joined=False), Line("b", [1], [1], 1)]
+    chart = line_chart(lines, Axis("x"), Axis("y"), "t")
+    assert re.findall(r"</svg>([^<]*)</li>", chart) == ["mean", "b"] and chart.count("<title>") == 2 * 3

@@ -202,7 +202,12 @@ def matrix_tables(matrix: Matrix) -> list[TextTable]:
 def _matrix_table(frame: pd.DataFrame, column: str, title: str) -> TextTable:
     texts = frame.map(lambda value: format_value(column, value)).to_numpy().tolist()
     rows = [[str(name), *row] for name, row in zip(frame.index, texts, strict=True)]
-    return TextTable(title, ["", *map(str, frame.columns)], rows, [["", *row] for row in matrix_marks(frame, column)])
+    values = frame.to_numpy(float)
+    low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
+    return TextTable(
+        title, ["", *map(str, frame.columns)], rows, [["", *row] for row in matrix_marks(frame, column)],
+        shades=((values - low) / max(high - low, 1e-12)).tolist(),
+    )  # fmt: skip
 
 
 def matrix_marks(frame: pd.DataFrame, column: str) -> list[list[str]]:
