@@ -21,17 +21,16 @@ GROUPS = {
     ),
     "Look things up": ("keys", "models", "doctor"),
 }  # fmt: skip
-HELP = """Classify photos of things that look alike: train a network on your photos, and
-use it.
+HELP = """Train a network to tell similar things apart in photos, and use it.
 
-  carvision train                                       the demo data, about a minute
-  carvision train data=folder data.root=photos          your photos, one folder per class
-  carvision report latest                               the page of the newest run: how good it is, where it fails
+  carvision train                                   drawn demo data: a minute
+  carvision train data=folder data.root=photos      your photos
+  carvision report latest                           how good the newest run is
   carvision predict latest photo.jpg
 
 {commands}
 
-carvision <command> --help explains each; carvision --version prints the version. TAB completion, in your .bashrc:
+carvision <command> --help explains each. TAB completion, in your .bashrc:
   eval "$(carvision --shell-completion install=bash)"
 """
 
@@ -74,7 +73,7 @@ def _listed() -> str:
     lines = []
     for title, names in GROUPS.items():
         others = sorted(known.keys() - grouped) if title == [*GROUPS][-1] else []
-        lines += ["", f"{title}:", *(f"  {name:<15}{known[name]}" for name in (*names, *others) if name in known)]
+        lines += ["", f"{title}:", *(f"  {name:<14} {known[name]}" for name in (*names, *others) if name in known)]
     return "\n".join(lines[1:])
 
 

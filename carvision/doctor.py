@@ -1,4 +1,4 @@
-"""carvision doctor: what this machine has, what will break or be slow here, and why. See --help."""
+"""carvision doctor: what of this machine will break or slow down training. See --help."""
 
 from __future__ import annotations  # so that it also runs with a Python that is too old, and reports it
 

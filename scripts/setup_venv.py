@@ -10,6 +10,7 @@ or outdated one is created again, and two set-ups at once wait for each other.
 
 import fcntl
 import hashlib
+import shutil
 import subprocess
 import sys
 import venv
@@ -45,12 +46,16 @@ def run(*command: str | Path) -> bool:
 
 
 def install() -> bool:
+    """Install what LOCK pins: with the uv that is on PATH, else with the one that LOCK pins, else with pip."""
     venv.create(VENV, with_pip=True, clear=True)
-    bootstrap = VENV / "uv.lock"
-    bootstrap.write_text(locked_block("uv"), encoding="utf-8")
     pip = (PYTHON, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
-    uv = (VENV / "bin" / "uv", "pip", "install", "--quiet", "--python", PYTHON)
-    if run(*pip, "--require-hashes", "-r", bootstrap) and run(*uv, "--require-hashes", "-r", LOCK):
+    uv = shutil.which("uv")
+    if uv is None:
+        bootstrap = VENV / "uv.lock"
+        bootstrap.write_text(locked_block("uv"), encoding="utf-8")
+        if run(*pip, "--require-hashes", "-r", bootstrap):
+            uv = VENV / "bin" / "uv"
+    if uv and run(uv, "pip", "install", "--quiet", "--python", PYTHON, "--require-hashes", "-r", LOCK):
         say("dependencies are installed")
     else:
         say("uv did not succeed (see above); trying again with pip, which takes longer")

@@ -36,6 +36,7 @@ TRAINED = {
     "ten_classes_mobilenetv2": [],  # R3: folders, phases
     "linear": [],  # heads alone, label smoothing; the linear start: tests/training/features/test_linear_start.py
     "fast": [],  # layer-wise rates, frozen statistics
+    "quick": [],  # the same, after a phase of the heads alone
 }
 
 

@@ -120,7 +120,8 @@ def require_overrides(command: str, words: list[str]) -> None:
             typed.append(word)
     if wrong:
         line = re.sub(r"'([\w.]+=<value>)'", r"\1", shlex.join(["carvision", command, *typed]))
-        raise InputError(f"{wrong}: this command takes <key>=<value>, without dashes; type: {line}")
+        dashes = ", without dashes" if wrong.startswith("-") else ""
+        raise InputError(f"{wrong}: this command takes <key>=<value>{dashes}; type: {line}")
 
 
 def _meant(command: str, name: str, value: str) -> list[str]:

@@ -114,7 +114,7 @@ def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> fl
     """
     largest = 0.0
     for name, values in ours.items():
-        if values.shape != theirs[name].shape or not theirs[name].isfinite().all():
+        if values.shape != theirs[name].shape or not (values.isfinite() & theirs[name].isfinite()).all():
             return float("inf")
         scale = values.abs().max().clamp(min=1e-6)
         largest = max(largest, ((values - theirs[name]).abs().max() / scale).item())

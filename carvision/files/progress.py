@@ -1,6 +1,7 @@
 """Show the progress of long-running commands: a bar, or a log line every 30 seconds without a terminal."""
 
 import contextlib
+import importlib.util
 import logging
 import sys
 import time
@@ -34,6 +35,12 @@ def _create_bar(*columns: "ProgressColumn", keep: bool = False) -> "Progress":
 
     console, same_terminal = Console(stderr=True), sys.stdout.isatty()
     return rich.Progress(*columns, console=console, transient=not keep, expand=True, redirect_stdout=same_terminal)
+
+
+def can_show_bar() -> bool:
+    """Return whether a bar can be drawn: on a terminal, or in a notebook that has ipywidgets, with which rich draws."""
+    in_notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
+    return sys.stderr.isatty() or in_notebook
 
 
 @contextlib.contextmanager

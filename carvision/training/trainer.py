@@ -1,7 +1,6 @@
 """Build Lightning's Trainer with its callbacks, and fit the phases of a run one after another."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.errors import InputError, one_line, suggest
 from carvision.files.atomic import create_folder
+from carvision.files.progress import can_show_bar
 from carvision.metrics import metric_names
 from carvision.reports.comparison.frame import lower_is_better
 from carvision.training.batch_size import FindBatchSize, require_gpu, with_batch_size
@@ -147,7 +147,7 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder)))
     if callbacks["patience"]:
         hooks.append(Patience(*stop_rule(callbacks), patience=callbacks["patience"]))
-    if callbacks["progress_bar"] and sys.stderr.isatty() and is_first_process():
+    if callbacks["progress_bar"] and can_show_bar() and is_first_process():
         hooks.append(RunBar())
     if cfg["trainer"]["strategy"] == "fsdp":
         hooks.append(SyncStatistics())
@@ -251,4 +251,5 @@ def _log_phase(lit: LitClassifier, number: int) -> None:
     where = f"phase {number + 1} of {len(lit.phases)}, {phase['name']}: " if len(lit.phases) > 1 else ""
     trained = sum(p.numel() for p in lit.parameters() if p.requires_grad)
     lr, layers = phase["schedule"].get("peak") or optimizer["lr"], f"{phase['train_layers']} ({trained:,} parameters)"
-    log.info("%s%d epochs, %s, lr %g; trained: %s", where, phase["epochs"], optimizer["name"], lr, layers)
+    epochs = f"{phase['epochs']} epoch{'s' * (phase['epochs'] != 1)}"
+    log.info("%s%s, %s, lr %g; trained: %s", where, epochs, optimizer["name"], lr, layers)

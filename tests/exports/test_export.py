@@ -73,6 +73,7 @@ def test_paths_are_reduced_to_their_last_component_and_the_rest_stays():
 def test_differences_are_relative_to_the_scale_of_each_output():
     ours = {"a": torch.tensor([100.0, 0.0]), "b": torch.tensor([1.0, 2.0])}
     assert largest_difference(ours, ours) == 0
+    assert largest_difference({"a": torch.tensor([float("nan"), 1.0])}, {"a": torch.ones(2)}) == float("inf")
     assert largest_difference(ours, {**ours, "a": torch.tensor([100.0, 1.0])}) == pytest.approx(0.01)
     assert largest_difference(ours, {**ours, "b": torch.tensor([1.0, 3.0])}) == pytest.approx(0.5)
     for wrong in (torch.tensor([1.0, float("nan")]), torch.ones(3)):

@@ -49,6 +49,8 @@ for (const part of document.querySelectorAll(".confusion")) {
     counts.set(`${t},${p}`, n);
     if (t !== p) wrong.add(t).add(p);
   }
+  const cells = data.cells.toSorted(([t, p], [u, q]) => (t !== p) - (u !== q)); // mistakes over right answers
+  const DOT = 3, NEAR = 6; // pixels: the least that can be seen, and pointed at
   let shown = [], places = new Map(), px = 1, margin = 0, at = null;
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
   const shorten = (name, room) => { // to so many pixels, by whole characters
@@ -73,12 +75,14 @@ for (const part of document.querySelectorAll(".confusion")) {
     draw.scale(ratio, ratio);
     draw.fillStyle = style("--raised");
     draw.fillRect(margin, margin, px * shown.length, px * shown.length);
-    for (const [t, p, n] of data.cells) {
+    for (const [t, p, n] of cells) {
       if (!places.has(t) || !places.has(p)) continue;
-      const share = n / totals.get(t), x = margin + px * places.get(p), y = margin + px * places.get(t);
-      draw.globalAlpha = 0.18 + 0.82 * share; // a single photo of many must be seen, too
+      const share = n / totals.get(t), size = t !== p && px < DOT ? DOT : Math.max(1, px - (px > 5));
+      const shift = Math.min(0, (px - size) / 2);
+      const x = margin + px * places.get(p) + shift, y = margin + px * places.get(t) + shift;
+      draw.globalAlpha = px < DOT ? 0.5 + 0.5 * share : 0.18 + 0.82 * share; // a single photo of many must be seen, too
       draw.fillStyle = style(t === p ? "--look-0" : "--look-1");
-      draw.fillRect(x, y, Math.max(1, px - (px > 5)), Math.max(1, px - (px > 5)));
+      draw.fillRect(x, y, size, size);
       draw.globalAlpha = 1;
       if (px >= 20 && n) {
         draw.fillStyle = share > 0.45 ? style("--back") : style("--text");
@@ -121,7 +125,13 @@ for (const part of document.querySelectorAll(".confusion")) {
   };
   const cellOf = (event) => {
     const box = canvas.getBoundingClientRect();
-    return [event.clientY - box.top, event.clientX - box.left].map((v) => Math.floor((v - margin) / px));
+    const [y, x] = [event.clientY - box.top, event.clientX - box.left].map((v) => (v - margin) / px);
+    let nearest = [Math.floor(y), Math.floor(x)], least = NEAR / px;
+    for (const [t, p] of px < NEAR ? cells : []) { // of small cells, the nearest that is not empty
+      const distance = Math.hypot(places.get(t) + 0.5 - y, places.get(p) + 0.5 - x);
+      if (distance < least) [nearest, least] = [[places.get(t), places.get(p)], distance];
+    }
+    return nearest;
   };
   canvas.addEventListener("pointermove", (event) => tell(...cellOf(event)));
   canvas.addEventListener("pointerdown", (event) => tell(...cellOf(event)));

@@ -91,6 +91,7 @@ class FeatureCache:
         self.wanted_folder, self.max_bytes = cfg["features"]["dir"], 1e9 * cfg["features"]["max_gb"] * bool(self.cached)
         self.crop_to_box, self.epoch_fraction = cfg["data"]["crop_to_box"], cfg["data"]["epoch_fraction"]
         self.opened: dict[str, Features | None] = {}  # the last ones, by their digest
+        self.seconds_per_photo: float | None = None  # of the backbone, if this start has computed features
 
     def __call__(self, split: str) -> CachedFeatures | None:
         fitting, phase = self.lit.trainer.state.fn == TrainerFn.FITTING, self.lit.phase
@@ -129,6 +130,7 @@ class FeatureCache:
                     return None
                 table = replace(self.table, rows=self._rows())
                 found = compute_features(self.lit, self.data, table, file, self.max_bytes)
+                self.seconds_per_photo = (time.perf_counter() - began) / len(table)
             elif found is not None:
                 log.info("features of %s photos from %s", f"{len(found.rows):,}", file)
             self.opened = {key: found}

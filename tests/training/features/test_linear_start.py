@@ -81,6 +81,25 @@ def test_a_run_is_initialised_once_before_its_first_phase_and_not_when_it_resume
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+def test_the_linear_solution_is_saved_where_fine_tuning_is_worse(demo_photos, tmp_path):
+    words = ["experiment=quick", *demo(demo_photos), f"features.dir={tmp_path / 'features'}", "run.report=false"]
+    metrics = {}
+    for name, rate in {"worse": 10, "better": 1e-3}.items():  # SMALL: two epochs, one of each phase
+        folder = train(tmp_path / name, *words, f"optimizer.lr={rate}", "callbacks.ema_decay=null")
+        metrics[name] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    history = pd.read_csv(tmp_path / "worse" / "history.csv")
+    assert metrics["worse"]["best_epoch"] == 0 and history["val/loss"][0] < history["val/loss"][1]
+    assert metrics["worse"]["val"]["loss"] == pytest.approx(history["val/loss"][0])
+    assert "expected time of the 2 epochs: about" in (tmp_path / "worse" / "run.log").read_text(encoding="utf-8")
+    assert "features of" in (tmp_path / "better" / "run.log").read_text(encoding="utf-8")
+
+
+def test_the_expected_time_counts_passes_through_the_backbone():
+    phases = [{"epochs": 2, "train_layers": "none"}, {"epochs": 3, "train_layers": "all"}]
+    expected = 0.01 * (2 * (10 + 100) + 3 * (10 + 3 * 100))
+    assert linear_start.expected_seconds(phases, {"train": 100, "val": 10}, 0.01) == pytest.approx(expected)
+
+
 def test_auto_is_linear_if_only_the_backbone_has_weights():
     model = Classifier("test_resnet", {"make": Head(4)}, 32)
     wanted = {"model.weights=pretrained": True, "model.weights=pretrained model.start=random": False, "seed=0": False}
