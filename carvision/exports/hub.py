@@ -20,7 +20,7 @@ from carvision.exports.timm import TOLERANCE, export_timm, in_timm
 from carvision.inference import model_file
 from carvision.inference.description import ModelDescription
 from carvision.inference.model_file import LoadedClassifier
-from carvision.reports.tables import JOINT, code_block, escape_markdown
+from carvision.reports.tables import JOINT, code_block, escape_markdown, has_rank
 
 CARD = Path(__file__).with_name("card.md")
 # The metrics shown, if a run has them: name in metrics.json -> (name on the hub, description)
@@ -162,7 +162,8 @@ def _metric_rows(metrics: dict, sides: list[str], model: LoadedClassifier) -> li
     rows = []
     for head, metric in ((head, metric) for head in (*model.labels, "joint") for metric in METRICS):
         values = [metrics[side].get(f"{head}/{metric}") for side in sides]
-        if any(_is_number(value) for value in values):
+        num_classes = len(model.classes[head]) if head in model.classes else 0
+        if any(_is_number(value) for value in values) and has_rank(metric, num_classes):
             name = JOINT["joint/top1"] if head == "joint" and "joint" not in model.labels else escape_markdown(head)
             rows.append([name, METRICS[metric][1], *(f"{value:.4g}" if _is_number(value) else "" for value in values)])
     return rows
