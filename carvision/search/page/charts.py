@@ -127,9 +127,8 @@ def _by_epoch(sweep: Sweep, study: optuna.Study) -> list[Section]:
             f"trial {trial.number}{state}, epoch {epoch}: {value_text(metric, value)}"
             for epoch, value in trial.intermediate_values.items()
         ]
-        lines.append(
-            Line(name, epochs, values, min(rank, LOOKS - 1), rank >= LOOKS - 1, texts, marked=rank < LOOKS - 1)
-        )
+        look = min(rank, LOOKS - 1)
+        lines.append(Line(name, epochs, values, look, texts=texts, marked=look < LOOKS - 1))
     title = f"{title_of(metric)} by epoch"
     x = Axis("epoch", whole=True)
     note = f"The best {MAX_CURVES} of {len(trials)} trials." if len(trials) > MAX_CURVES else ""
