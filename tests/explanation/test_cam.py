@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import carvision
+from carvision.data.decode import decode_image
 from carvision.data.images import BadImage, Preprocessing
 from carvision.errors import InputError
 from carvision.explanation.cam import class_activation_maps, grad_cam, last_attention
-from carvision.inference.model_file import to_input
 from carvision.models.classifier import Classifier, Head, Layers
 from carvision.models.parts import Neck
 from tests.inference.tiny import save_tiny
@@ -63,6 +63,12 @@ class ChannelsFirst(nn.Module):
 
     def forward(self, x):
         return self.map(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def to_input(image: Image.Image, preprocessing: Preprocessing) -> torch.Tensor:
+    """Return an image as a network's input, normalised plainly."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    return (decode_image(image, preprocessing).float() / 255 - mean) / std
 
 
 def build(name: str, size_px: int, **parts) -> Classifier:
@@ -126,7 +132,7 @@ def tiny(tmp_path_factory):
 def test_a_map_of_few_cells_is_computed_at_a_larger_input(tiny):
     maps = class_activation_maps(tiny, [photo(0), photo(1)], None, "model", [0, 2])
     large = Preprocessing(224, tiny.preprocessing.mean, tiny.preprocessing.std)
-    images = torch.stack([to_input(photo(i), preprocessing=large) for i in range(2)])
+    images = torch.stack([to_input(photo(i), large) for i in range(2)])
     known, logits = grad_cam(tiny, images, "model", torch.tensor([0, 2]))
     for number, cam in enumerate(maps):
         assert cam.values.dtype == np.float32 and cam.values.shape == (7, 7) and cam.size_px == 224
@@ -196,7 +202,7 @@ def test_hiding_the_brightest_parts_of_real_photos_lowers_the_logit_most(real_ph
     folders = sorted((real_photos / "imagenette" / "val").iterdir())
     files = [file for folder in folders for file in sorted(folder.iterdir())[:2]]
     how = Preprocessing(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    images = torch.stack([to_input(Image.open(file), preprocessing=how) for file in files])
+    images = torch.stack([to_input(Image.open(file), how) for file in files])
     with torch.no_grad():
         codes = model(images)["class"].argmax(dim=1)
         maps, logits = grad_cam(model, images, "class", codes)
