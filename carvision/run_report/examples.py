@@ -14,7 +14,7 @@ from carvision.embedding.embed import Embedder, Source
 from carvision.embedding.store import Embeddings
 from carvision.evaluation.predict import boxes_of
 from carvision.explanation.cam import class_activation_maps
-from carvision.explanation.overlay import overlay
+from carvision.explanation.overlay import overlay, seen_part
 from carvision.metrics.neighbours import nearest
 from carvision.models.classifier import Classifier
 from carvision.reports.photos import data_uri, small_photo, thumbnail
@@ -87,7 +87,7 @@ def _add_heat_maps(
         if image is None:
             continue
         [made] = class_activation_maps(results.model, [image], [None], head, [int(predicted[row])])
-        shown = image.copy()
+        shown = seen_part(image, results.preprocessing, None)
         shown.thumbnail((PHOTO_PX, PHOTO_PX))
         example.photo, example.heat_map = data_uri(shown), data_uri(overlay(shown, made.values))
         example.note = made.note

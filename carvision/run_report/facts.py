@@ -133,7 +133,7 @@ def _chart(history: pd.DataFrame, metrics: dict[str, str], y: Axis, title: str, 
 def data_sheet(results: RunResults) -> tuple[list[TextTable], list[str]]:
     """Return tables of the run's photos (counts by class, sizes, colours), and notes: copies, hints.
 
-    Sizes and colours are of at most MAX_SCANNED photos of all splits.
+    Sizes, colours and copies are of at most MAX_SCANNED photos of all splits.
     """
     table = results.table
     tables = [_counts_table(table, head) for head in results.heads if head in table.class_labels]
@@ -158,7 +158,7 @@ def data_sheet(results: RunResults) -> tuple[list[TextTable], list[str]]:
         header = ["mean colour, 0 to 255", "photos", "red", "green", "blue"]
         tables.append(TextTable("Colours", header, shown, notes=[note]))
     if len(sampled) < len(table):
-        notes.append(f"Sizes and colours are of {len(sampled):,} of the {len(table):,} photos.")
+        notes.append(f"Sizes, colours and copies are of {len(sampled):,} of the {len(table):,} photos.")
     if len(scan) > len(good):
         first = scan[scan["problem"] != ""].iloc[0]
         notes.append(f"{len(scan) - len(good):,} photos can't be used (first: {first['path']}: {first['detail']}).")

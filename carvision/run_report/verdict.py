@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from carvision.evaluation.metrics import head_results
 from carvision.reports.tables import percent
 from carvision.run_report.gather import RunResults
 
@@ -71,11 +72,11 @@ def _confidence_and_right(results: RunResults, head: str, split: str) -> tuple[n
     """Return the probability of the predicted class and whether it is right, of the photos of known class."""
     if split == results.split:
         part = results.heads[head]
-        return part.confidence, part.right
-    predictions = results.judged[split].predictions
-    known = predictions.known(head)
-    confidence, likeliest = predictions.probs(head)[known].max(dim=1)
-    return confidence.numpy(), (likeliest == predictions.targets[head][known]).numpy()
+    else:  # by the same decoding rule
+        part = head_results(results.judged[split].predictions, results.labels, results.model.about["decoding"]).get(
+            head
+        )
+    return (np.zeros(0), np.zeros(0, bool)) if part is None else (part.confidence, part.right)
 
 
 def share(value: float, digits: int = 1) -> str:
