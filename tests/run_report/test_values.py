@@ -12,11 +12,11 @@ from carvision.evaluation.page.write import slider_steps
 from carvision.run_report.verdict import MIN_ANSWERS, threshold_of
 
 
-def photos(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def photos(num: int, seed: int, power: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities with ties, and which answers are right: the surer, the more often."""
     random = np.random.default_rng(seed)
     confidence = np.round(random.uniform(0.2, 1, num), 2)
-    return confidence, random.uniform(0, 1, num) < confidence**0.3
+    return confidence, random.uniform(0, 1, num) < confidence**power
 
 
 def results_of(confidence: np.ndarray, right: np.ndarray):
@@ -24,9 +24,10 @@ def results_of(confidence: np.ndarray, right: np.ndarray):
     return SimpleNamespace(judged={"val": None}, split="val", heads=heads)
 
 
+@pytest.mark.parametrize("power", [0.3, 0.05])  # of 13 and 3 % mistakes: at most 5 %, and half of them
 @pytest.mark.parametrize("seed", range(5))
-def test_the_threshold_is_the_lowest_that_halves_the_mistakes(seed):
-    confidence, right = photos(300, seed)
+def test_the_threshold_is_the_lowest_that_halves_the_mistakes(seed, power):
+    confidence, right = photos(300, seed, power)
     wanted = max(0.95, 1 - (1 - right.mean()) / 2)
     good = [
         threshold
@@ -41,6 +42,12 @@ def test_no_threshold_where_sure_answers_are_no_better():
     confidence = np.linspace(0.5, 1, 100)
     assert threshold_of(results_of(confidence, np.arange(100) % 2 == 0), "class") is None
     assert threshold_of(results_of(confidence[:0], np.zeros(0, bool)), "class") is None
+
+
+def test_a_threshold_needs_enough_answers():
+    for num, threshold in ((MIN_ANSWERS, 0.9), (MIN_ANSWERS - 1, None)):
+        confidence, right = np.repeat([0.9, 0.5], [num, 60]), np.repeat([True, False], [num, 60])
+        assert threshold_of(results_of(confidence, right), "class") == threshold
 
 
 def test_the_slider_counts_answers_at_each_hundredth():
