@@ -1,4 +1,4 @@
-"""Estimate how long the epochs of a run take: before the first one where a pass over the photos was timed, else soon."""
+"""Estimate how long the epochs of a run take: before the first where a pass over the photos was timed, else soon after."""
 
 import logging
 import math

@@ -15,6 +15,7 @@ from carvision.data.loading.dataset import CachedFeatures
 from carvision.errors import InputError
 from carvision.losses.classification import cross_entropy
 from carvision.models.classifier import Classifier, Head
+from carvision.training.features import linear_start
 from carvision.training.features.linear_start import choose_layer, fit_layer, half_squared_error, wants_linear_start
 from carvision.training.features.store import digest_of_tensors
 from tests.small_runs import config, demo, train
