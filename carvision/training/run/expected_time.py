@@ -1,4 +1,4 @@
-"""Estimate how long the epochs of a run take: before the first where a pass over the photos was timed, else soon after."""
+"""Estimate how long a run's epochs take: before the first where a pass over the photos was timed, else soon after."""
 
 import logging
 import math
@@ -28,8 +28,8 @@ class ExpectedTime(pl.Callback):
 
     def __init__(self, cache: FeatureCache):
         self.cache, self.is_logged = cache, False
-        fraction = {"train": cache.data.epoch_fraction, "val": 1.0}
-        self.num_photos = {name: fraction[name] * len(cache.data.datasets.get(name, ())) for name in fraction}
+        split, fraction = cache.table.rows["split"], {"train": cache.epoch_fraction, "val": 1.0}
+        self.num_photos = {name: share * (split == name).sum() for name, share in fraction.items()}
 
     def on_train_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         self.began, self.first = math.nan, 0

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from pytorch_lightning.trainer.states import TrainerFn
 
@@ -72,9 +73,9 @@ def run_of(num_batches: int, seconds_per_photo: float | None = None, cached: tup
     training photos and 50 others."""
     head, fine = ({**phases()[0], "epochs": n, "train_layers": layers} for n, layers in ((3, "none"), (2, "all")))
     lit = lit_classifier(phases=[head, fine])
-    data = SimpleNamespace(epoch_fraction=0.5, datasets={"train": range(200), "val": range(50)})
+    table = SimpleNamespace(rows=pd.DataFrame({"split": ["train"] * 200 + ["val"] * 50}))
     cache = SimpleNamespace(
-        data=data, seconds_per_photo=seconds_per_photo,
+        table=table, epoch_fraction=0.5, seconds_per_photo=seconds_per_photo,
         replaced=lambda phase: {*cached} if phase["train_layers"] == "none" else set(),
     )  # fmt: skip
     trainer = SimpleNamespace(
