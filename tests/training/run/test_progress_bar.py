@@ -1,11 +1,15 @@
 """The bar of a run: epochs counted as in the lines, running metrics, and the time left of all epochs."""
 
-from types import SimpleNamespace
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pandas as pd
 import pytest
 from pytorch_lightning.trainer.states import TrainerFn
 
+from carvision.files import progress
+from carvision.files.progress import can_show_bar
 from carvision.training.run import expected_time, progress_bar
 from carvision.training.run.expected_time import ExpectedTime, duration
 from carvision.training.run.progress_bar import RunBar
@@ -136,6 +140,16 @@ def test_the_bar_estimates_later_phases_at_their_own_pace(clock):
         minutes, seconds = divmod(round(left), 60)
         assert bar.bar.tasks[0].fields["after"].endswith(f"  {minutes}:{seconds:02} left")
         bar.on_train_end(trainer, lit)
+
+
+def test_a_notebook_without_ipywidgets_is_told_once_and_needs_no_terminal(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    assert not can_show_bar() and not caplog.messages  # pytest's captured output
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    for found in (None, ModuleSpec("ipywidgets", None)):
+        monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name, found=found: found)
+        assert can_show_bar() == (found is not None)
+    assert caplog.messages == ["no progress bar: in a notebook it needs ipywidgets (%pip install ipywidgets)"]
 
 
 def test_a_duration_is_rounded():
