@@ -15,7 +15,7 @@ how to fix it: versions and builds of packages, GPUs, cores, memory, disk, speed
 of decoding, settings. Exit status 1 if something will break, else 0.
 
   carvision doctor
-  carvision doctor --data photos --out /scratch/runs    also how fast the photos are read
+  carvision doctor --data photos --out /scratch/runs    also reads the photos
 """
 
 

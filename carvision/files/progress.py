@@ -46,7 +46,7 @@ def can_show_bar() -> bool:
         return sys.stderr.isatty()
     if importlib.util.find_spec("ipywidgets") is not None:
         return True
-    log.info("no progress bar: in a notebook it needs ipywidgets (%%pip install ipywidgets)")
+    log.info("no progress bar: in a notebook it needs ipywidgets (%pip install ipywidgets)")
     return False
 
 
