@@ -4,6 +4,7 @@ from __future__ import annotations  # so that it also runs with a Python that is
 
 import argparse
 import os
+import shutil
 import sys
 
 from carvision.diagnosis.examine import examine
@@ -41,7 +42,10 @@ def doctor(arguments: list[str] | None = None) -> int:
 
 
 def _to_terminal(text: str) -> None:
-    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    cut = text[
+        : shutil.get_terminal_size().columns - 1
+    ]  # of a line that wraps, the next text would erase the end alone
+    print(f"\r\033[K{cut}", end="", file=sys.stderr, flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:
