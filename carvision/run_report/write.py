@@ -1,6 +1,7 @@
 """Write the page of a run: report.html in its folder."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -95,17 +96,19 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
     return file
 
 
-def write_reports(folder: Path) -> None:
-    """Write the page of a finished run, or of each of its folds or seeds, at the end of training.
+def write_reports(folder: Path) -> Iterator[Path]:
+    """Write the page of a finished run, or of each of its folds or seeds, at the end of training; yield each page.
 
     A page that can't be written is a warning: the run itself is whole.
     """
     for part in [folder, *sorted(folder.glob("fold_*")), *sorted(folder.glob("seed_*"))]:
         if (part / "model.json").exists():
             try:
-                write_report(part, [])
+                page = write_report(part, [])
             except Exception as error:  # whatever it is, training has ended well
                 log.warning("%s can't be written: %s", part / REPORT, one_line(error))
+            else:
+                yield page
 
 
 def _head_values(results: RunResults, head: str) -> dict:

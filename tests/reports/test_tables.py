@@ -116,6 +116,13 @@ def test_every_metric_is_in_its_row_and_printed_with_time_and_cost(tmp_path, cap
     ]
     assert len(brief) == 3
     assert time_line({"seconds": {"training": 3.0}}) == ""
+    assert time_line({"seconds": {"total": 59.0, "cpu": 60.0}}) == "59 s wall, 1.0 min CPU"
+
+
+def test_in_a_notebook_the_file_has_the_tables_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    print_closing(metrics(), LABELS, tmp_path)
+    assert "all heads right" in (tmp_path / "results.txt").read_text()
 
 
 @pytest.mark.parametrize("head", ["make", "a name that is longer than any terminal is wide " * 3])

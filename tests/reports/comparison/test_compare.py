@@ -137,6 +137,14 @@ def test_cells_of_a_grid_by_networks(tmp_path, figures):
     assert all(keys.replace(",", ", ") in texts_of(figure) for figure in sheets)  # longer than the matrix is high
 
 
+def test_runs_on_one_data_set_with_different_losses_are_told_apart(tmp_path, capsys):
+    for name, root, smoothing in (("a", "cars", 0.0), ("b", "birds", 0.1), ("c", "cars", 0.0), ("d", "cars", 0.1)):
+        write_run(tmp_path / name, data__name="folder", data__root=root, loss__label_smoothing=smoothing)
+    for names, is_noted in (("abc", False), ("abcd", True)):
+        write_comparison([tmp_path / name for name in names], tmp_path / f"out_{names}")
+        assert ("have different losses (loss.label_smoothing)" in capsys.readouterr().out) == is_noted
+
+
 def test_names_and_order_are_those_given_and_runs_may_be_in_the_current_folder(runs, tmp_path, monkeypatch):
     frame = write_comparison([runs], tmp_path / "out", names=["a", "b", "c", "d"], sort="cost")
     assert frame.index.tolist() == ["c", "a", "d", "b"]

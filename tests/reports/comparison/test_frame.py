@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,10 @@ def test_folds_are_one_run_with_mean_and_spread(tmp_path):
     assert row["wall_min"] == pytest.approx((21 + 21 + 33 + 3 * 7.5) / 60)
     assert run.history["epoch"].tolist() == [0, 1]  # the two epochs that all folds have
     assert run.history["val/class/top1"].tolist() == pytest.approx([0.3, 0.6])
+    many = write_folds(tmp_path / "many", [(0.2, 0.5)] * 2, heads=tuple(f"head{i}" for i in range(60)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # pandas' of fragmented frames
+        assert compared(many)[1][0].history.shape == (2, 3 + 2 * (2 * 60 + 3))
     for fold in parent.glob("fold_*"):
         shutil.rmtree(fold)
     frame, runs = compared(parent)  # the summary is left
@@ -149,6 +154,8 @@ def test_tables_show_each_head_and_penalties_and_the_finest_head_has_the_most_cl
     (folder / "metrics.json").write_text(json.dumps(metrics))
     assert shown_columns(compared(folder)[0])[1] == ["val/loss", "val/loss_total", "val/class/top1"]
     assert finest_metric(*compared(several)) == "val/doors/top1"
+    frame = compared(folder, several)[0]  # of one of them the other's heads have no values
+    assert shown_columns(frame.iloc[:1])[1] == ["val/loss", "val/loss_total", "val/class/top1"]
     labels = {"make": {"ids": ["a", "b"]}, "model": {"ids": ["c", "d", "e"]}, "doors": {"ids": ["4"]}}
     (several / "model.json").write_text(json.dumps({"labels": labels}))
     assert finest_metric(*compared(several)) == "val/model/top1"
