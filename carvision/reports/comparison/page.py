@@ -15,6 +15,7 @@ from carvision.reports.comparison.tables import (
     by_data_set,
     format_cells,
     format_value,
+    name_of,
     run_names,
     shown_columns,
     title_of,
@@ -71,7 +72,7 @@ def curves(frame: pd.DataFrame, runs: Sequence[Run], metric: str) -> list[tuple[
     shown = [name for name in histories if name in shown]
     note = "Solid: validation; dashed: training."
     if len(shown) < len(histories):
-        note += f" The best {len(shown)} of {len(histories)} runs by {title_of(metric)}."
+        note += f" The best {len(shown)} of {len(histories)} runs by {name_of(metric)}."
     columns = dict.fromkeys(str(column) for history in histories.values() for column in history)
     heads = list(dict.fromkeys(c.split("/")[1] for c in columns if c.count("/") == 2 and c.endswith("/top1")))
     loss = Axis("loss", log=is_wide({name: histories[name] for name in shown}, "loss"))
@@ -137,8 +138,8 @@ def trade_offs(frame: pd.DataFrame, metric: str) -> list[tuple[str, Markup, str]
         is_log = amounts.min() > 0 and amounts.max() > WIDE_RANGE * amounts.min()
         x = Axis(f"{noun}, {unit}" if unit else noun, log=bool(is_log),
                  limits=None if is_log else (0, 1.05 * max(amounts.max(), 1e-9)))  # fmt: skip
-        what = f"{title_of(metric).removesuffix(' %')} against {noun}"
-        y = Axis(title_of(metric).replace(" %", ", %"), percent=is_fraction(metric))
+        what = f"{name_of(metric)} against {noun}"
+        y = Axis(title_of(metric), percent=is_fraction(metric))
         note = f"No run is both better and {'faster' if unit else 'cheaper'} than one of the Pareto front: "
         note += "; ".join(texts[i] for i in front) + "."
         found.append((what[:1].upper() + what[1:], line_chart(lines, x, y, what), note if len(front) else ""))
@@ -155,7 +156,7 @@ def against_charts(table: pd.DataFrame, key: str, metric: str) -> Markup:
 
     table: from `against_of`. Runs that differ in their seeds are points around the line of their mean.
     """
-    titles = {metric: title_of(metric).replace(" %", ", %"), "lowest_val_loss": "lowest validation loss"}
+    titles = {metric: title_of(metric), "lowest_val_loss": "lowest validation loss"}
     titles |= {"best_after_s": "minutes to the best epoch"}
     groups = list(table.groupby("group", sort=False))
     points = sorted(map(float, table[key].unique()))

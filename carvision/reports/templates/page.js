@@ -147,6 +147,45 @@ for (const part of document.querySelectorAll(".confusion")) {
   for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", render);
 }
 
+// Charts: the values of a point, by pointing at it, touching it, or with the arrow keys
+for (const chart of document.querySelectorAll(".chart")) {
+  const text = document.createElement("p");
+  text.className = "point note";
+  text.setAttribute("role", "status");
+  chart.append(text);
+  for (const drawing of chart.querySelectorAll("svg[role=img]")) {
+    const points = [...drawing.querySelectorAll("g > title")].map((title) => title.parentElement);
+    if (!points.length) continue;
+    let at = -1;
+    drawing.setAttribute("role", "application");
+    drawing.setAttribute("aria-label", `${drawing.getAttribute("aria-label")}; arrow keys move between the points, which are read below`);
+    drawing.tabIndex = 0;
+    const show = (i) => {
+      points[at]?.classList.remove("at");
+      at = i;
+      points[at].classList.add("at");
+      text.textContent = points[at].querySelector("title").textContent;
+    };
+    const nearest = (event) => { // within a finger's breadth
+      const distances = points.map((point) => {
+        const box = point.getBoundingClientRect();
+        return Math.hypot(box.left + box.width / 2 - event.clientX, box.top + box.height / 2 - event.clientY);
+      });
+      const least = Math.min(...distances);
+      if (least < 24) show(distances.indexOf(least));
+    };
+    drawing.addEventListener("pointermove", nearest);
+    drawing.addEventListener("pointerdown", nearest);
+    drawing.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      show((at + step + points.length) % points.length);
+    });
+    drawing.addEventListener("focus", () => { if (at < 0 && drawing.matches(":focus-visible")) show(0); });
+  }
+}
+
 // Sliders: answer only if the probability is high enough
 for (const part of document.querySelectorAll(".slider")) {
   const { steps, photos } = JSON.parse(document.getElementById(part.dataset.source).textContent);
