@@ -63,7 +63,6 @@ def write_folds_page(file: Path, folds: Mapping[str, Fold]) -> Path:
         accuracy=accuracy,
         table=_fold_table(folds),
         pages=[(name, f"{name}/{file.name}") for name in folds],
-        num_photos=sum(len(fold.judged.table) for fold in folds.values()),
         suspicious=label_photos(judged, suspicious, first.data),
         num_suspicious=len(suspicious),
         label_file=LABEL_ERRORS.format(head),
@@ -91,15 +90,14 @@ def _fold_table(folds: Mapping[str, Fold]) -> TextTable:
         [name, f"{len(fold.judged.table):,}", *(cell(fold.metrics, fold.intervals, metric) for metric in shown)]
         for name, fold in folds.items()
     ]
-    spread = [np.array([fold.metrics.get(metric, np.nan) for fold in folds.values()]) for metric in shown]
-    ends = [
-        f"{values.mean():.4g} \u00b1 {values.std(ddof=1):.2g}" if metric.endswith("/mae")
-        else f"{percent(values.mean())} \u00b1 {percent(values.std(ddof=1))}"
-        for metric, values in zip(shown, spread, strict=True)
-    ] if len(folds) > 1 else []  # fmt: skip
-    if ends:
+    if len(folds) > 1:
+        every = [np.array([fold.metrics.get(metric, np.nan) for fold in folds.values()]) for metric in shown]
+        ends = [
+            f"{values.mean():.4g} \u00b1 {values.std(ddof=1):.2g}" if metric.endswith("/mae")
+            else f"{percent(values.mean())} \u00b1 {percent(values.std(ddof=1))}"
+            for metric, values in zip(shown, every, strict=True)
+        ]  # fmt: skip
         rows.append(["mean \u00b1 deviation", f"{sum(len(fold.judged.table) for fold in folds.values()):,}", *ends])
     note = "In brackets: 95 % bootstrap intervals over a fold's photos. The deviation is that of the folds."
-    return TextTable(
-        "Folds", ["", "photos", *shown.values()], rows, breaks={len(folds)} if ends else set(), notes=[note]
-    )
+    header = ["", "photos", *shown.values()]
+    return TextTable("Folds", header, rows, breaks={len(folds)}, notes=[note])

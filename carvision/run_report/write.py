@@ -37,9 +37,10 @@ SAMPLES_BYTES = 2_500_000  # of the photos of all classes, at most
 def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
     """Write report.html into the run's folder and return its path.
 
-    run: the folder of a finished run, or of one of several folds: then each fold has a page, and the run one of all. overrides: of the data group, as data.root=<where the photos are now>. Also
-    writes label_errors_<head>.csv if labels of validation or test photos are probably wrong. Raises InputError if the
-    model or its photos can't be read.
+    run: the folder of a finished run, or of one of several folds: then each fold has a page, and the run one of all.
+    overrides: of the data group, as data.root=<where the photos are now>. Also writes label_errors_<head>.csv if labels
+    of photos that the network was not trained on are probably wrong. Raises InputError if the model or its photos
+    can't be read.
     """
     folds = [part for part in sorted(run.glob("fold_*")) if (part / "model.json").exists()] if run.is_dir() else []
     if not folds:

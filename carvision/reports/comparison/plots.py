@@ -116,7 +116,8 @@ def draw_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
         colours, Side(matrix.rows, [*map(str, frame.index)], ()), Side(matrix.columns, [*map(str, frame.columns)], ()),
         Scale(shade(np.linspace(0, 1, SCALE_PX[0]), ramp), ticks, title_of(column)), (width, CELL_PX[1]), texts,
         f"{title_of(column)} by {matrix.rows} and {matrix.columns}",
-        f"Framed: the {best} of each row{of_set}; heavy frame: of all{of_set}.", file, matrix_marks(matrix, frame, column),
+        f"Framed: the {best} of each row{of_set}; heavy frame: of all{of_set}.", file,
+        matrix_marks(matrix, frame, column),
     )  # fmt: skip
 
 
