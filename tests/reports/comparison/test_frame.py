@@ -262,11 +262,11 @@ def test_a_matrix_marks_the_best_within_a_data_set():
 
 def test_cells_of_a_matrix_know_their_data_sets(tmp_path):
     for i, (name, rate) in enumerate([("oxford102", 0.1), ("oxford102", 0.2), ("stanford_cars", 0.1)]):
-        write_run(tmp_path / str(i), [0.5 + i / 10], data__name=name, optimizer__lr=rate, seed=1)
+        write_run(tmp_path / str(i), [0.5 + i / 10], data__name=name, optimizer__lr=rate, model__backbone="vgg")
     frame, runs = compared(tmp_path)
     matrix = matrix_of(frame, runs, "data.name", "optimizer.lr", "val/class/top1")
     assert matrix.data_sets.to_numpy().tolist() == [["oxford102", "oxford102"], ["stanford_cars", ""]]
     assert matrix_marks(matrix, matrix.values, "val/class/top1") == [["", "overall"], ["", ""]]
-    matrix = matrix_of(frame, runs, "seed", "optimizer.lr", "val/class/top1")
+    matrix = matrix_of(frame, runs, "model.backbone", "optimizer.lr", "val/class/top1")
     assert matrix.data_sets.to_numpy().tolist() == [[SEVERAL, "oxford102"]]
     assert matrix_marks(matrix, matrix.values, "val/class/top1") == [["", ""]]
