@@ -26,6 +26,7 @@ from carvision.reports.tables import JOINT, TextTable
 WIDE_KEY = 4  # ratio of a key's largest to its smallest value above which its scale is logarithmic
 AMOUNTS = {"training_s": "training time", "cost": "cost"}
 MAX_LETTERS = 60  # of a run's name in a legend
+ISOLATE, END = "\u2068", "\u2069"  # around a name, whose direction then does not turn what follows it
 
 
 def write_compare_page(
@@ -121,7 +122,7 @@ def trade_offs(frame: pd.DataFrame, metric: str) -> list[tuple[str, Markup, str]
         percent = " %" if is_fraction(metric) else ""
         spent = [f"{value:,.3g} {unit}" if unit else f"cost {format_value('cost', value)}" for value in amounts]
         texts = [
-            f"{name}: {format_value(metric, value)}{percent}, {each}{', unfinished' if unfinished else ''}"
+            f"{ISOLATE}{name}{END}: {format_value(metric, value)}{percent}, {each}{', unfinished' * bool(unfinished)}"
             for name, value, each, unfinished in zip(known.index, values, spent, is_open, strict=True)
         ]
         lines = []

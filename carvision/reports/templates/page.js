@@ -65,7 +65,7 @@ for (const part of document.querySelectorAll(".confusion")) {
   const render = () => {
     shown = data.orders[order.value].filter((code) => !only.checked || wrong.has(code));
     places = new Map(shown.map((code, i) => [code, i]));
-    const room = part.clientWidth, named = shown.length <= 60 && room / shown.length > 9;
+    const room = part.clientWidth, named = shown.length <= 60 && room * 0.7 / shown.length > 9;
     margin = named ? Math.min(150, room * 0.3) : 4;
     px = Math.max(1, Math.min(34, (Math.min(room, 900) - margin - 4) / Math.max(1, shown.length)));
     if (shown.length > 60) px = Math.max(1, Math.floor(px * devicePixelRatio) / devicePixelRatio);
@@ -91,7 +91,7 @@ for (const part of document.querySelectorAll(".confusion")) {
       }
     }
     if (named) {
-      draw.fillStyle = style("--text"); draw.font = `${Math.min(12, px + 2)}px system-ui, sans-serif`;
+      draw.fillStyle = style("--text"); draw.font = `${Math.min(12, px)}px system-ui, sans-serif`;
       draw.textBaseline = "middle";
       shown.forEach((code, i) => {
         const name = shorten(data.names[code], margin - 8);
