@@ -24,7 +24,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 for (const controls of document.querySelectorAll(".controls:has(.filter)")) {
   const filter = controls.querySelector(".filter"), only = controls.querySelector(".only-wrong");
   const rows = [...document.getElementById(filter.getAttribute("aria-controls")).tBodies[0].rows];
-  const texts = rows.map((row) => row.textContent.toLowerCase());
+  const texts = rows.map((row) => row.textContent.replace(/\s+/g, " ").toLowerCase()); // also of spaces that hold a line
   const show = () => {
     const wanted = filter.value.trim().toLowerCase();
     let shown = 0;
