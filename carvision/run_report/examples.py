@@ -24,6 +24,7 @@ from carvision.run_report.label_errors import find_label_errors
 NUM_MISTAKES, NUM_RIGHT, NUM_NEIGHBOURS, NUM_LABEL_ERRORS = 24, 8, 3, 24
 MAX_GALLERY = 2000  # training photos among which the nearest ones are searched
 PHOTO_PX, SMALL_PX = 260, 96
+STRONG = 0.9  # accuracy from which on a suspicious label is more often wrong than the model
 
 
 @dataclass

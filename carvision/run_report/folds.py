@@ -13,7 +13,7 @@ from carvision.evaluation.report import cell
 from carvision.files.atomic import write_csv
 from carvision.reports.page import write_template
 from carvision.reports.tables import JOINT, TextTable, percent
-from carvision.run_report.examples import label_photos, wrong_labels
+from carvision.run_report.examples import STRONG, label_photos, wrong_labels
 from carvision.run_report.gather import Judged, RunResults
 
 LABEL_ERRORS = "label_errors_{}.csv"
@@ -65,6 +65,7 @@ def write_folds_page(file: Path, folds: Mapping[str, Fold]) -> Path:
         pages=[(name, f"{name}/{file.name}") for name in folds],
         suspicious=label_photos(judged, suspicious, first.data),
         num_suspicious=len(suspicious),
+        weak=accuracy.mean() if len(accuracy) and accuracy.mean() < STRONG else None,
         label_file=LABEL_ERRORS.format(head),
     )
     return file

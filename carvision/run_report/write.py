@@ -14,6 +14,7 @@ from carvision.run_report.examples import (
     MAX_GALLERY,
     NUM_MISTAKES,
     NUM_RIGHT,
+    STRONG,
     Example,
     class_samples,
     embed_training_photos,
@@ -30,7 +31,6 @@ from carvision.run_report.verdict import threshold_of, verdict
 log = logging.getLogger(__name__)
 
 REPORT = "report.html"
-STRONG = 0.9  # accuracy from which on a suspicious label is more often wrong than the model
 SAMPLES_BYTES = 2_500_000  # of the photos of all classes, at most
 
 
