@@ -1,5 +1,5 @@
 /* Requests to the server, and its errors as sentences. */
-import { find } from "./dom.js";
+import { el } from "./dom.js";
 
 const MAX_TRIES = 6, MAX_WAIT_S = 30;
 let token = null; // in memory only
@@ -94,15 +94,22 @@ function pause(seconds, signal) {
 function askToken(wasWrong) {
   tokenWanted = true;
   asking ??= new Promise((resolve, reject) => {
-    const dialog = find("#token"), input = dialog.querySelector("input");
-    dialog.querySelector("[role=alert]").hidden = !wasWrong;
+    const input = el("input", { type: "password", required: true, autocomplete: "off", spellcheck: "false" });
+    const dialog = el("dialog", { "aria-labelledby": "token-title" }, el("form", { method: "dialog" },
+      el("h2", { id: "token-title" }, "This server wants a token"),
+      el("p", {}, el("label", {}, "Token ", input)),
+      wasWrong && el("p", { class: "wrong", role: "alert" }, "The server does not know this token."),
+      el("p", { class: "note" }, "It stays in the memory of this page until you close it."),
+      el("p", { class: "actions" }, el("button", { class: "primary" }, "Continue"))));
     dialog.addEventListener("close", () => {
       asking = null;
       token = input.value.trim() || null;
-      input.value = "";
-      if (token) resolve();
-      else reject(new Failure("This server answers only with its token.", { code: "unauthorized", status: 401, canRetry: true }));
+      dialog.remove();
+      if (token) return resolve();
+      const options = { code: "unauthorized", status: 401, canRetry: true };
+      reject(new Failure("This server answers only with its token.", options));
     }, { once: true });
+    document.body.append(dialog);
     dialog.showModal();
     input.focus();
   });

@@ -2,7 +2,7 @@
 import { asFailure, ask } from "./api.js";
 import { showAbout } from "./about.js";
 import { startClasses } from "./classes.js";
-import { count, el, find, named, percent, tell, threshold } from "./dom.js";
+import { count, el, find, named, percent, tell } from "./dom.js";
 import { network, Photo } from "./photo.js";
 import { isSure, View } from "./view.js";
 
@@ -50,25 +50,16 @@ function showBelief(accuracies) {
     belief.replaceChildren(el("p", { class: "note" }, "From which probability on an answer can be believed is not known for this network; ", el("code", {}, "carvision evaluate RUN --calibrate"), " finds it out."));
     return;
   }
-  const note = el("span", { class: "note" });
-  const select = el("select", {}, accuracies.map((value) => el("option", { value, selected: value === network.accuracy }, percent(value, 0))));
-  const describe = () => {
-    const parts = Object.entries(network.about.operating_points).map(([head, points]) => {
-      const point = points.find(({ accuracy }) => accuracy === network.accuracy);
-      return point ? `${head} from ${threshold(point.threshold)} on, which ${percent(point.coverage, 0)} of the photos reach` : `${head} never`;
-    });
-    note.textContent = `On validation photos: ${parts.join("; ")}.`;
-  };
+  const select = el("select", {}, accuracies.map((value) =>
+    el("option", { value, selected: value === network.accuracy }, percent(value, 0))));
   select.addEventListener("change", () => {
     network.accuracy = Number(select.value);
-    describe();
     for (const entry of photos) {
       entry.view?.update();
       showTile(entry);
     }
   });
-  describe();
-  belief.replaceChildren(el("label", {}, "Call an answer sure where ", select, " of such answers are right"), " ", note);
+  belief.replaceChildren(el("label", {}, "Call an answer sure if ", select, " of such answers are right"));
 }
 
 // Photos come in
@@ -87,6 +78,8 @@ function add(files) {
   photos.push(...added);
   showTiles();
   choose(added[0]);
+  const { top } = find("#detail").getBoundingClientRect();
+  if (top < 0 || top > 0.7 * innerHeight) find("#photos").scrollIntoView();
   for (const { photo } of added) photo.predict();
 }
 
@@ -186,5 +179,5 @@ find("#tiles").addEventListener("keydown", (event) => {
     photos[to].tile.firstElementChild.focus();
   } else return;
   event.preventDefault();
-});
+});document.body.classList.toggle("touch", navigator.maxTouchPoints > 0);
 start();

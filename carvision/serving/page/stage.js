@@ -20,7 +20,7 @@ export class Stage {
     this.box = el("div", { class: "box", hidden: true });
     this.map = el("canvas", { class: "map", hidden: true, role: "img" });
     this.mapImage = el("img", { class: "map", hidden: true, alt: "" });
-    this.unshown = el("p", { class: "unshown", hidden: true }, "This browser can't show photos of this format. The server can read them.");
+    this.unshown = el("p", { class: "unshown", hidden: true }, "This browser can't show this file.");
     this.element = el("div", { class: onBox ? "stage drawable" : "stage" },
       this.image, this.part, this.map, this.mapImage, this.box, this.unshown);
     this.image.addEventListener("load", () => this.#setSize(this.image.naturalWidth, this.image.naturalHeight));
@@ -32,6 +32,7 @@ export class Stage {
   /** Show what an answer says: the photo's size, and the part of it that was seen, unless that is all of it. */
   showAnswer(answer) {
     if (!this.image.naturalWidth && answer) this.#setSize(answer.width, answer.height);
+    if (answer) this.unshown.textContent = "This browser can't show photos of this format; the server can read it.";
     const [left, top, right, bottom] = answer?.part ?? [];
     this.part.hidden = !answer?.part || (left <= 0 && top <= 0 && right >= answer.width && bottom >= answer.height);
     if (!this.part.hidden) this.#place(this.part, answer.part);
@@ -47,6 +48,7 @@ export class Stage {
   showMap(map, text = "") {
     this.map.hidden = !map;
     this.mapImage.hidden = true;
+    this.unshown.classList.remove("unseen");
     this.element.classList.toggle("mapped", map !== null);
     if (!map) return;
     this.map.setAttribute("aria-label", text);
@@ -61,6 +63,7 @@ export class Stage {
     this.mapImage.src = URL.createObjectURL(blob);
     this.mapImage.alt = text;
     this.mapImage.hidden = false;
+    this.unshown.classList.add("unseen");
     this.#place(this.mapImage, part);
   }
 

@@ -28,8 +28,9 @@ export class View {
     this.element = el("article", { class: "photo" },
       el("div", { class: "photo-title" }, named(photo.name, "h2"), this.size, remove),
       el("div", { class: "columns" },
-        el("div", {}, el("figure", {}, this.stage.element, this.caption), hasBox ? this.#boxPart() : null, this.seenFigure),
-        this.answers),
+        el("div", { class: "shown" }, el("figure", {}, this.stage.element, this.caption), hasBox ? this.#boxButtons() : null),
+        this.answers,
+        el("div", { class: "extra" }, hasBox ? this.#boxFields() : null, this.seenFigure)),
       this.near);
     this.stage.element.addEventListener("sized", () => this.#showSeen());
     photo.addEventListener("change", () => this.update());
@@ -110,11 +111,10 @@ export class View {
   #classesPart(head, classes) {
     const sure = isSure(head, classes), point = network.about.operating_points?.[head]?.find(({ accuracy }) => accuracy === network.accuracy);
     const marks = { true: ["right", "\u2713 sure"], false: ["unsure", "not sure"] }[sure];
-    const wanted = `answers are right for ${percent(network.accuracy, 0)} of the validation photos`;
-    const why = sure === null ? null
-      : !point ? `At no probability of its own ${wanted}.`
-      : sure ? `From ${threshold(point.threshold)} on, ${wanted}.`
-      : `It would take ${threshold(point.threshold)}: from there on, ${wanted}.`;
+    const right = percent(network.accuracy, 0);
+    const why = sure === null ? null : point
+      ? `Sure is ${threshold(point.threshold)} or more: ${percent(point.coverage, 0)} of the validation photos got such an answer, and ${right} of these were right.`
+      : `No probability sets answers apart of which ${right} are right.`;
     const rows = classes.map((found, rank) => {
       const fill = el("span", { class: "fill" }), track = el("span", { class: "track", "aria-hidden": "true" }, fill);
       fill.style.width = `${100 * found.prob}%`;
@@ -133,10 +133,7 @@ export class View {
       why ? el("p", { class: "note" }, why) : null, el("ol", { class: "bars" }, rows));
   }
 
-  #boxPart() {
-    const fields = ["left", "top", "right", "bottom"].map((side) =>
-      el("label", {}, side, " ", el("input", { type: "number", step: "1", min: "0", onchange: () => this.#readBoxFields() })));
-    this.boxInputs = fields.map((field) => field.querySelector("input"));
+  #boxButtons() {
     const touch = el("button", {
       type: "button", class: "touch-only", "aria-pressed": "false",
       onclick: () => {
@@ -144,18 +141,25 @@ export class View {
         touch.setAttribute("aria-pressed", this.stage.canDrawByTouch);
         this.stage.element.classList.toggle("by-touch", this.stage.canDrawByTouch);
       },
-    }, "Draw with a finger");
-    this.whole = el("button", { type: "button", disabled: true, onclick: () => this.#useBox(null) }, "Whole photo");
+    }, "Draw a box");
+    this.whole = el("button", { type: "button", hidden: true, onclick: () => this.#useBox(null) }, "Whole photo");
+    const hint = "This network learned from the parts of photos inside a box: draw one around the object.";
+    return el("div", { class: "controls" }, el("span", { class: "note" }, hint), touch, this.whole);
+  }
+
+  #boxFields() {
+    const fields = ["left", "top", "right", "bottom"].map((side) =>
+      el("label", {}, side, " ", el("input", { type: "number", step: "1", min: "0", onchange: () => this.#readBoxFields() })));
+    this.boxInputs = fields.map((field) => field.querySelector("input"));
     this.boxFault = el("p", { class: "wrong", role: "alert", hidden: true });
-    return el("fieldset", { class: "box-fields" }, el("legend", {}, "Box"),
-      el("p", { class: "note" }, "This network learned from the parts of photos inside a box. Drag over the photo to draw one around the object, or give its sides in pixels."),
-      el("div", { class: "controls" }, fields, touch, this.whole), this.boxFault);
+    return el("fieldset", { class: "box-fields" }, el("legend", {}, "The box, in pixels"),
+      el("div", { class: "controls" }, fields), this.boxFault);
   }
 
   #fillBoxFields() {
     if (!this.boxInputs) return;
     this.boxInputs.forEach((input, i) => { input.value = this.photo.box?.[i] ?? ""; });
-    this.whole.disabled = !this.photo.box;
+    this.whole.hidden = !this.photo.box;
     this.boxFault.hidden = true;
   }
 
