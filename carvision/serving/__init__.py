@@ -1,0 +1,1 @@
+"""A trained network over HTTP: the API and the page of carvision serve."""
