@@ -260,7 +260,8 @@ def started(name: str, options: argparse.Namespace) -> Iterator[Server]:
     ready, path = ("/readyz", f"/v1/predict?top={TOP}") if name == OURS else ("/health", "/predict")
     path_of_code = os.pathsep.join([str(PEER_FILE.parents[1]), str(PEER_FILE.parent)])
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(words, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path_of_code})
+        environment = {**os.environ, "PYTHONPATH": path_of_code}
+        process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
             while not _answers(port, ready):
                 if process.poll() is not None:
@@ -271,8 +272,9 @@ def started(name: str, options: argparse.Namespace) -> Iterator[Server]:
         finally:
             process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            process.kill()
+                process.wait(10)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # LitServe's processes outlive the first
 
 
 def _answers(port: int, path: str) -> bool:
