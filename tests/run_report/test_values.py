@@ -13,6 +13,7 @@ from PIL import Image
 import carvision
 from carvision.data.images import Preprocessing
 from carvision.data.table import UNKNOWN
+from carvision.evaluation.calibration import MIN_ANSWERS
 from carvision.evaluation.metrics import confusions
 from carvision.evaluation.page.confusion import similar_order
 from carvision.evaluation.page.write import slider_steps
@@ -21,7 +22,7 @@ from carvision.explanation.overlay import overlay
 from carvision.reports.photos import small_photo
 from carvision.run_report.examples import examples_of, wrong_labels
 from carvision.run_report.gather import Judged
-from carvision.run_report.verdict import MIN_ANSWERS, threshold_of
+from carvision.run_report.verdict import threshold_of
 from tests.evaluation.made import CODES, LABELS, made
 from tests.inference.tiny import save_tiny
 from tests.run_report.test_label_errors import naive_label_errors
