@@ -27,9 +27,12 @@ def browser():
 
 
 class Opened:
-    """A page opened from disk, with everything that it asked for or complained about."""
+    """A page opened from disk or a server, with everything that it asked of others or complained about.
 
-    def __init__(self, browser, file: Path, width: int = 1200, **options):
+    source: its file, or the address of a server, all of which it may ask.
+    """
+
+    def __init__(self, browser, source: Path | str, width: int = 1200, **options):
         self.context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         self.page = self.context.new_page()
         self.problems: list[str] = []
@@ -37,11 +40,11 @@ class Opened:
         self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
         self.page.on("dialog", lambda dialog: (self.problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         self.page.on("request", self._ask)
-        self.url = file.resolve().as_uri()
+        self.url = source if isinstance(source, str) else source.resolve().as_uri()
         self.page.goto(self.url)
 
     def _ask(self, request) -> None:
-        if request.url != self.url and not request.url.startswith("data:"):
+        if not request.url.startswith((self.url, "data:", "blob:")):
             self.problems.append(f"request: {request.url}")
 
     def check(self) -> None:
@@ -54,11 +57,11 @@ class Opened:
 
 @pytest.fixture
 def open_page(browser):
-    """open_page(file, width=1200, **options of the browser's context) -> Opened."""
+    """open_page(file or address, width=1200, **options of the browser's context) -> Opened."""
     opened: list[Opened] = []
 
-    def open_it(file: Path, width: int = 1200, **options) -> Opened:
-        opened.append(Opened(browser, file, width, **options))
+    def open_it(source: Path | str, width: int = 1200, **options) -> Opened:
+        opened.append(Opened(browser, source, width, **options))
         return opened[-1]
 
     yield open_it
