@@ -16,6 +16,7 @@ written agrees with the run.
   timm          a folder for timm.create_model("local-dir:<folder>", pretrained=True): the backbone and, as
                 classifier, a head that is one linear layer on the pooled features
   hub           a folder for the Hugging Face hub: the model, its card, and its timm form
+  space         a folder that runs as a Hugging Face Space: a page in gradio that takes photos, and the model
 
 If one of several formats can't be written, the others are, and the exit status
 is 1.

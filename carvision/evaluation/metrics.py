@@ -13,13 +13,11 @@ from carvision.config.schema import check_values
 from carvision.data.table import LabelDescription
 from carvision.errors import InputError
 from carvision.evaluation.auc import areas_of_classes, scores_of
-from carvision.evaluation.calibration import area_under_risk, coverage_table
+from carvision.evaluation.calibration import answers_of, area_under_risk, coverage_table
 from carvision.evaluation.predict import Predictions
 from carvision.inference.description import ModelDescription
-from carvision.inference.model_file import parents_of
 from carvision.losses.classification import create_loss, smooth_l1
 from carvision.metrics.heads import num_ahead
-from carvision.models.decoding import decode
 
 CHUNK = 4096  # photos at a time, as losses and rows need several times the memory of the logits
 
@@ -177,16 +175,10 @@ def confused_pairs(cells: pd.DataFrame) -> pd.DataFrame:
 
 def head_results(predictions: Predictions, labels: dict[str, LabelDescription], rule: str) -> dict[str, HeadResult]:
     """Return the results of the heads with classes of which some photo's class is known. rule: the decoding rule."""
-    heads = [head for head, label in labels.items() if "ids" in label]
-    decoded, results = decode({head: predictions.logits[head] for head in heads}, parents_of(labels), rule), {}
-    for head in heads:
+    results = {}
+    for head, (predicted, confidence, right) in answers_of(predictions, labels, rule).items():
         known, parent = predictions.known(head), labels[head].get("parent")
-        if not known.any():
-            continue
-        targets, guess = predictions.targets[head][known], decoded[head][known]
-        confidence = predictions.probs(head)[known].gather(1, guess[:, None])[:, 0].numpy()
-        right = (guess == targets).numpy()
-        cells = confusions(targets.numpy(), guess.numpy())
+        cells = confusions(predictions.targets[head][known].numpy(), predicted[known].numpy())
         mistakes, within = int((~right).sum()), math.nan
         note = f"{len(right):,} photos, {mistakes:,} mistakes ({100 * mistakes / len(right):.1f} %)"
         if parent in labels:
@@ -194,6 +186,6 @@ def head_results(predictions: Predictions, labels: dict[str, LabelDescription], 
             note += f"; {100 * within:.1f} % of the mistakes stay within the true {parent}" if mistakes else ""
         coverage, aurc = coverage_table(confidence, right), area_under_risk(confidence, right)
         results[head] = HeadResult(
-            decoded[head], confidence, right, cells, confused_pairs(cells), coverage, aurc, within, f"{note}."
+            predicted, confidence, right, cells, confused_pairs(cells), coverage, aurc, within, f"{note}."
         )
     return results

@@ -79,7 +79,7 @@ def model_card(model: LoadedClassifier, splits: Path, timm_config: Path) -> str:
     """
     about = public_about(model.about)
     metrics, config = about.get("metrics", {}), about.get("config", {})
-    data = _data_name(model.about.get("config", {}))  # whose root is not public
+    data = data_name(model.about.get("config", {}))  # whose root is not public
     timm_note = ""
     if timm_config.is_file():
         notes = json.loads(timm_config.read_text(encoding="utf-8"))["pretrained_cfg"]["notes"]
@@ -90,7 +90,7 @@ def model_card(model: LoadedClassifier, splits: Path, timm_config: Path) -> str:
     environment.filters |= {"md": escape_markdown, "short": "{:.4g}".format}
     return environment.from_string(CARD.read_text(encoding="utf-8")).render(
         model=model, about=about, data=data, input=model.preprocessing, sides=sides, timm_note=timm_note,
-        title=_title(about, data),
+        title=card_title(about, data),
         front_matter=_front_matter(about, data, bool(timm_note)),
         counts=_split_counts(splits),
         began=_first_weights(model, config),
@@ -121,16 +121,17 @@ def _front_matter(about: ModelDescription, data: str, has_timm_form: bool) -> st
         pipeline_tag="image-classification",
         tags=["image-classification", "carvision", *(["timm"] if has_timm_form else []), "pytorch"],
         metrics=sorted({result.metric_type for result in results}) or None,
-        model_name=_title(about, data) if results else None,
+        model_name=card_title(about, data) if results else None,
         eval_results=results or None,
     ).to_yaml()
 
 
-def _title(about: ModelDescription, data: str) -> str:
+def card_title(about: ModelDescription, data: str) -> str:
+    """Return the name of a model for its card: of its data and its backbone."""
     return f"{_slug(data)}-{about['network']['backbone']}"
 
 
-def _data_name(config: dict) -> str:
+def data_name(config: dict) -> str:
     """Return the data set's name: carvision's or, for the user's own photos, their folder's."""
     data = config.get("data", {})
     name = data.get("name") or "photos"

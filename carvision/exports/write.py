@@ -8,7 +8,9 @@ from pathlib import Path
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import refuse_link_out
 
-NAMES = {"onnx": "model.onnx", "torch-export": "model.pt2", "timm": "timm", "hub": "hub"}  # default, in RUN/export
+NAMES = {  # default, in RUN/export
+    "onnx": "model.onnx", "torch-export": "model.pt2", "timm": "timm", "hub": "hub", "space": "space",
+}  # fmt: skip
 
 
 def write(run: Path, outs: dict[str, Path | None], head: str | None) -> list[str]:
@@ -74,6 +76,10 @@ def _export(name: str, model, folder: Path, path: Path, head: str | None) -> str
             from carvision.exports.timm import export_timm
 
             return export_timm(model, path, head)
+        case "space":
+            from carvision.exports.space import export_space
+
+            return export_space(model, folder, path)
     from carvision.exports.hub import export_hub
 
     return export_hub(model, folder, path, head)

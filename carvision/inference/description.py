@@ -18,6 +18,7 @@ from carvision.config.validators import (
     one_of,
     optional,
     parse_json,
+    record,
     shown,
     text,
     whole,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:  # these import Pillow, pandas and torch
     from carvision.data.table import LabelDescription
     from carvision.models.classifier import NetworkDescription
 
-FORMAT = 2  # 1 held the input's size and the sizes and units of heads twice
+FORMAT = 3  # 1 held the input's size and the sizes and units of heads twice; 2 had no operating points
 
 
 class WeightsDescription(TypedDict, total=False):
@@ -38,6 +39,15 @@ class WeightsDescription(TypedDict, total=False):
     file: str
     kind: str
     epoch: int | None
+
+
+class OperatingPoint(TypedDict):
+    """The probability from which on a share `accuracy` of the validation photos' answers is right. coverage: the share
+    of the photos that have at least this probability."""
+
+    accuracy: float
+    threshold: float
+    coverage: float
 
 
 class ModelDescription(TypedDict):
@@ -50,6 +60,7 @@ class ModelDescription(TypedDict):
     decoding: str
     crop_to_box: NotRequired[bool]
     temperature: NotRequired[dict[str, float]]
+    operating_points: NotRequired[dict[str, list[OperatingPoint]]]  # of heads with classes; by rising accuracy
     weights: NotRequired[WeightsDescription]
     sha256: NotRequired[str]  # of the file of weights; a checkpoint's description has none
     metrics: NotRequired[dict[str, Any]]
@@ -98,6 +109,9 @@ FIELDS: dict[str, Check] = {
     "decoding": ALLOWED["model.decoding"],
     "crop_to_box": flag,
     "temperature": mapping_of(number(0, above=True)),
+    "operating_points": mapping_of(
+        list_of(record(accuracy=number(0, 1), threshold=number(0, 1), coverage=number(0, 1)))
+    ),
     "weights": mapping,
     "weights.kind": one_of("raw", "averaged"),
     "weights.epoch": optional(whole(0)),
@@ -118,7 +132,8 @@ HUGE = 1e30  # above anything that is counted or measured here, and within float
 MAX_DEPTH = 50
 MAX_KWARGS = 1000  # values in network.backbone_kwargs, at any depth
 MAX_NECK = 100  # blocks
-FREE = ("network.backbone_kwargs", "metrics", "config", "versions", "temperature")  # with any keys of their own
+# With any keys of their own
+FREE = ("network.backbone_kwargs", "metrics", "config", "versions", "temperature", "operating_points")
 
 
 def read_description(file: Path) -> ModelDescription:

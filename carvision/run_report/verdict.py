@@ -2,12 +2,11 @@
 
 import numpy as np
 
-from carvision.evaluation.metrics import head_results
+from carvision.evaluation.calibration import MIN_ANSWERS, answers_of, threshold_for
 from carvision.reports.tables import percent
 from carvision.run_report.gather import RunResults
 
 WANTED = 0.95  # accuracy of the answers that are worth believing, at least
-MIN_ANSWERS = 20  # validation photos by which a threshold is chosen, at least
 
 
 def verdict(results: RunResults) -> list[str]:
@@ -60,12 +59,7 @@ def threshold_of(results: RunResults, head: str) -> float | None:
     confidence, right = _confidence_and_right(results, head, "val" if "val" in results.judged else results.split)
     if not len(right):
         return None
-    wanted = max(WANTED, 1 - (1 - right.mean()) / 2)
-    order = np.argsort(-confidence, kind="stable")
-    thresholds, counts = confidence[order], np.arange(1, len(right) + 1)
-    last_of_ties = np.append(thresholds[1:] != thresholds[:-1], True)
-    enough = (np.cumsum(right[order]) / counts >= wanted) & last_of_ties & (counts >= MIN_ANSWERS)
-    return float(thresholds[enough].min()) if enough.any() else None
+    return threshold_for(confidence, right, max(WANTED, 1 - (1 - right.mean()) / 2), MIN_ANSWERS)
 
 
 def _confidence_and_right(results: RunResults, head: str, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -73,9 +67,8 @@ def _confidence_and_right(results: RunResults, head: str, split: str) -> tuple[n
     if split == results.split:
         part = results.heads[head]
     else:  # by the same decoding rule
-        part = head_results(results.judged[split].predictions, results.labels, results.model.about["decoding"]).get(
-            head
-        )
+        predictions, rule = results.judged[split].predictions, results.model.about["decoding"]
+        part = answers_of(predictions, results.labels, rule).get(head)
     return (np.zeros(0), np.zeros(0, bool)) if part is None else (part.confidence, part.right)
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from carvision.evaluation import calibration
-from carvision.evaluation.calibration import calibration_error, fit_temperature, reliability
+from carvision.evaluation.calibration import calibration_error, fit_temperature, operating_points_of, reliability
+from carvision.evaluation.predict import Predictions
+from tests.evaluation.made import CODES, LABELS, made
 
 
 def confident(scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,3 +78,59 @@ def test_accuracy_by_coverage_equals_a_loop():
         assert (confidence >= row.threshold).sum() >= row.photos > (confidence > row.threshold).sum()
     assert calibration.area_under_risk(confidence, right) == pytest.approx(np.mean(1 - accuracy))
     assert calibration.coverage_table(np.array([0.3]), np.array([True]))["photos"].tolist() == [1] * 6
+
+
+def answers_one_by_one(predictions: Predictions, head: str) -> list[tuple[float, bool]]:
+    """The probability of each photo's answer by the rule "joint", and whether it is right; of photos of known class."""
+    found = []
+    for i in range(len(predictions.paths)):
+        make, model = (predictions.logits[name][i].tolist() for name in ("make", "model"))
+        best = max(range(len(CODES)), key=lambda code: make[CODES[code]] + model[code])
+        answer, logits = (best, model) if head == "model" else (CODES[best], make)
+        target = int(predictions.targets[head][i])
+        if predictions.valid[i] and target >= 0:
+            powers = [math.exp(value / predictions.temperature[head]) for value in logits]
+            found.append((powers[answer] / sum(powers), answer == target))
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_operating_points_are_those_of_a_search_over_all_thresholds(seed):
+    predictions = made(400, seed=seed, temperature={"make": 0.7, "model": 1.5})
+    predictions.logits["make"][::2] *= 0.2  # half of the photos are hard
+    points = operating_points_of(predictions, LABELS, "joint")
+    assert list(points) == ["make", "model"]  # not the number
+    found = []
+    for head, of_head in points.items():
+        answers, expected = answers_one_by_one(predictions, head), []
+        for accuracy, min_answers in ((0.8, 20), (0.9, 20), (0.95, 20), (0.98, 50), (0.99, 100)):
+            good = []
+            for threshold, _ in answers:
+                above = [right for confidence, right in answers if confidence >= threshold]
+                if len(above) >= min_answers and sum(above) >= accuracy * len(above):
+                    good.append((threshold, len(above) / len(answers)))
+            if good:
+                expected.append((accuracy, *min(good)))
+        assert [tuple(point.values()) for point in of_head] == [pytest.approx(each) for each in expected]
+        found += expected
+    assert 2 <= len(found) < 10 and any(coverage < 1 for *_, coverage in found)  # some are reached, and not all
+
+
+def test_no_operating_point_by_few_answers_unknown_classes_or_nan():
+    logits = {"class": torch.eye(2)[[0, 1] * 15] * 9}
+    targets = {"class": torch.tensor([0, 1] * 15)}
+    labels = {"class": {"ids": ["a", "b"], "names": ["a", "b"]}}
+
+    def points(num: int = 30) -> list:
+        valid = torch.arange(30) < num
+        predictions = Predictions([""] * 30, "", None, logits, targets, valid, {})
+        return operating_points_of(predictions, labels, "independent")["class"]
+
+    sure = 1 / (1 + math.exp(-9))
+    assert [point["accuracy"] for point in points()] == [0.8, 0.9, 0.95]  # 30 right answers may be 98 %, or not
+    assert points(20)[0] == {"accuracy": 0.8, "threshold": pytest.approx(sure), "coverage": 1.0}
+    assert points(19) == [] == points(0)
+    logits["class"][:9] = torch.nan
+    assert [point["coverage"] for point in points()] == [0.7] * 3
+    logits["class"][:] = torch.nan
+    assert points() == []

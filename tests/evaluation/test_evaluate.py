@@ -88,6 +88,18 @@ def test_a_temperature_fitted_on_validation_photos_is_stored_but_not_one_of_whol
         written = evaluate_in(tmp_path / str(factor), run, "--split", "val", "--device", "cpu")
         nll[factor] = written["figures"]["make/nll_calibrated"]
     assert nll[1.0] < min(nll[0.8], nll[1.25])
+    # Of a model that was calibrated before there were operating points: they are added, and its temperature stays
+    kept = {name: value * 2 for name, value in stored.items()}
+    without = {key: value for key, value in described.items() if key != "operating_points"} | {"temperature": kept}
+    file.write_text(json.dumps(without))
+    evaluate_in(tmp_path / "added", run, "--temperature", "none")
+    assert json.loads(file.read_text()) == without
+    evaluate_in(tmp_path / "added too", run)
+    added = json.loads(file.read_text())
+    assert added["temperature"] == kept and set(added["operating_points"]) == {"make", "model"}
+    evaluate_in(tmp_path / "again", run, "--temperature", "fit")
+    again = json.loads(file.read_text())
+    assert again == described and again["temperature"] == stored
     # Fitted to whole photos, for this evaluation; the model's own is that of boxes, as it was trained
     fitted = evaluate_in(tmp_path / "whole", run, "data.crop_to_box=false")["temperature"]
     assert fitted != stored and json.loads(file.read_text()) == described

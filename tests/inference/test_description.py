@@ -39,7 +39,9 @@ def saved(original, tmp_path):
     ("labels.model.parent_codes", [0, 1, 9], "parent_codes"), ("labels.speed", {"unit": "km/h"}, "std of a number"),
     ("labels.two\nlines", {"unit": ""}, "no such head"), ("preprocessing.std", [1e31, 1, 1], "not a number below"),
     ("network.neck.blocks", ["se"] * 100, "more parameters than the weights leave room for"),
-    ("temperature", {"make": -1}, "is not a mapping"), ("metrics", {"test": [1]}, "metrics.test"),
+    ("temperature", {"make": -1}, "is not a mapping"), ("operating_points", {"make": [{}]}, "keys accuracy, threshold"),
+    ("operating_points", {"make": [{"accuracy": 0.9, "threshold": 1.5, "coverage": 1}]}, "threshold is a number"),
+    ("metrics", {"test": [1]}, "metrics.test"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line(saved, key, value, words):
     change(saved, key, value)
@@ -74,6 +76,7 @@ def test_any_description_is_loaded_or_refused_in_one_line(saved):
     file = saved / "model.json"
     original = json.loads(file.read_text())
     original["temperature"] = {"make": 1.5}
+    original["operating_points"] = {"make": [{"accuracy": 0.9, "threshold": 0.5, "coverage": 0.75}]}
     original["network"]["backbone_kwargs"] = {"drop_rate": 0.1}
     original["config"] = {"data": {"crop_to_box": False}, "loss": {"name": "cross_entropy"}}
     paths = list(paths_in(original))

@@ -85,7 +85,7 @@ def test_a_model_file_of_the_first_format_still_opens(saved):
     """It holds some values twice, no weights or temperature, and crop_to_box in its configuration alone."""
     described = json.loads((saved / "model.json").read_text())
     network, labels = described["network"], described["labels"]
-    assert described["format"] == 2 and "size_px" not in network and set(network["heads"]["speed"]) == {"layers"}
+    assert described["format"] == 3 and "size_px" not in network and set(network["heads"]["speed"]) == {"layers"}
     network["size_px"] = 32
     for name, head in network["heads"].items():
         head |= {"num_outputs": len(labels[name].get("ids", [0])), "mean": labels[name].get("mean")}
@@ -95,7 +95,7 @@ def test_a_model_file_of_the_first_format_still_opens(saved):
     (saved / "model.json").write_text(json.dumps(earlier))
     loaded = carvision.load(saved)
     assert loaded.crop_to_box and loaded.temperature["make"] == 1.0 and loaded.units == {"speed": (180.0, 20.0)}
-    assert loaded.about["format"] == 2 and "size_px" not in loaded.about["network"]
+    assert loaded.about["format"] == 3 and "size_px" not in loaded.about["network"]
 
 
 def test_refusals(saved, tmp_path_factory):

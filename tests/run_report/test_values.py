@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from carvision.evaluation.calibration import MIN_ANSWERS
 from carvision.evaluation.metrics import confusions
 from carvision.evaluation.page.confusion import similar_order
 from carvision.evaluation.page.write import slider_steps
-from carvision.run_report.verdict import MIN_ANSWERS, threshold_of
+from carvision.run_report.verdict import threshold_of
 
 
 def photos(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

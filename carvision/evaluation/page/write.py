@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from carvision.data.table import LabelDescription
-from carvision.evaluation.calibration import accuracy_by_coverage, reliability
+from carvision.evaluation.calibration import accuracy_above, accuracy_by_coverage, reliability
 from carvision.evaluation.metrics import HeadResult, class_table
 from carvision.evaluation.page.confusion import confusion_data
 from carvision.evaluation.predict import Predictions
@@ -77,12 +77,8 @@ def head_values(predictions: Predictions, labels: dict[str, LabelDescription], h
 
 def slider_steps(confidence: np.ndarray, right: np.ndarray) -> list[list[float | None]]:
     """Return [accuracy or None, share of photos] for answers with a probability of at least 0.00, 0.01, ..., 1.00."""
-    steps: list[list[float | None]] = []
-    for threshold in np.arange(STEPS) / (STEPS - 1):
-        accepted = confidence >= threshold
-        accuracy = float(right[accepted].mean()) if accepted.any() else None
-        steps.append([accuracy, float(accepted.mean())])
-    return steps
+    accuracy, num = accuracy_above(confidence, right, np.arange(STEPS) / (STEPS - 1))
+    return [[float(a) if n else None, float(n / len(right))] for a, n in zip(accuracy, num, strict=True)]
 
 
 def reliability_chart(diagrams: Mapping[str, pd.DataFrame], head: str) -> Markup:
