@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.browser.conftest import HOSTILE, SCRIPTS
-from tests.serving.served import serve_runs
+from tests.serving.abused import serving
 
 POINTS = [{"accuracy": accuracy, "threshold": least, "coverage": 0.5} for accuracy, least in ((0.8, 0.0), (0.95, 1.0))]
 REFUSED = "console: Failed to load resource: the server responded with a status of "
@@ -31,8 +31,8 @@ def address(tmp_path_factory, demo_run, large_run):
     about = json.loads((cars / "model.json").read_text(encoding="utf-8"))
     about["operating_points"] = {"make": POINTS, "model": POINTS[:1]}
     (cars / "model.json").write_text(json.dumps(about), encoding="utf-8")
-    with serve_runs(cars, shutil.copytree(large_run, folder / "many")) as url:
-        yield url
+    with serving(cars, folder / "log", str(shutil.copytree(large_run, folder / "many"))) as server:
+        yield f"http://127.0.0.1:{server.port}/"
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,9 @@ def bars(page) -> dict[str, list[tuple[str, str]]]:
 
 def expected_bars(answer: dict) -> dict:
     heads = {head: found for head, found in answer["heads"].items() if isinstance(found, list)}
-    return {head: [(c["name"], f"{100 * c['prob']:.1f}\N{NO-BREAK SPACE}%") for c in found] for head, found in heads.items()}
+    return {
+        head: [(c["name"], f"{100 * c['prob']:.1f}\N{NO-BREAK SPACE}%") for c in found] for head, found in heads.items()
+    }
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
@@ -406,7 +408,9 @@ def test_the_description_shows_each_operation_and_tries_it(start, address):
     with urllib.request.urlopen(f"{address}openapi.json") as response:
         paths = json.load(response)["paths"]
     shown = page.locator(".operation > summary").all_inner_texts()
-    assert {f"{method.upper()} {path}" for path in paths for method in paths[path]} <= {" ".join(s.split()[:2]) for s in shown}
+    assert {f"{method.upper()} {path}" for path in paths for method in paths[path]} <= {
+        " ".join(s.split()[:2]) for s in shown
+    }
     operation = page.locator(".operation", has=page.get_by_text("/v1/classes/{head}", exact=True))
     operation.locator("summary").click()
     operation.locator("input[name=head]").fill("make")
@@ -438,11 +442,11 @@ def test_the_examples_run_as_they_stand(start, address, photo_files, tmp_path, t
 
 
 def test_a_token_is_asked_for_and_kept_in_memory_only(tmp_path, demo_run, open_page, photo_files):
-    (tmp_path / "token").write_text("sesame\n", encoding="utf-8")
-    with serve_runs(demo_run, "--token-file", tmp_path / "token") as url:
-        opened = open_page(url)
+    (tmp_path / "token").write_text("open sesame open\n".replace(" ", "-"), encoding="utf-8")
+    with serving(demo_run, tmp_path / "log", "--token-file", str(tmp_path / "token")) as server:
+        opened = open_page(f"http://127.0.0.1:{server.port}/")
         page = opened.page
-        for number, token in enumerate(("wrong", "sesame")):
+        for number, token in enumerate(("wrong", "open-sesame-open")):
             page.get_by_label("Token").fill(token)
             page.get_by_role("button", name="Continue").click()
             if not number:

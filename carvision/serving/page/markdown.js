@@ -2,12 +2,12 @@
 import { el, table } from "./dom.js";
 
 const INLINE = /\\([!-/:-@[-`{-~])|(`+)(.+?)\2(?!`)|\*\*(.+?)\*\*|\*(?!\s)(.+?)\*|\[([^\]]*)\]\((https?:\/\/[^\s)]+)\)/;
-const FRONT_MATTER = /^---\n[^]*?\n---\n/, HEADING = /^(#{1,6})\s+(.*)/, FENCE = /^(`{3,})/, ITEM = /^[-*]\s+/;
+const HEADING = /^(#{1,6})\s+(.*)/, FENCE = /^(`{3,})/, ITEM = /^[-*]\s+/;
 const FOLDED = /<\/?(details|summary)>/g; // the card's configuration; shown unfolded
 
-/** Return the elements of a text, without its front matter. */
+/** Return the elements of a text. */
 export function markdown(text) {
-  const lines = text.replace(FRONT_MATTER, "").replaceAll(FOLDED, "").split(/\r?\n/), parts = [];
+  const lines = text.replaceAll(FOLDED, "").split(/\r?\n/), parts = [];
   while (lines.length) {
     const line = lines[0];
     if (!line.trim()) lines.shift();
