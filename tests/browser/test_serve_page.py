@@ -214,7 +214,7 @@ def test_each_error_is_a_sentence(start, photo_files):
         told[name] = page.inner_text(".answers")
         assert re.fullmatch(r"[A-Z][^\n]{10,300}[.!?)]", told[name]), told[name]
         assert not re.search(r"Traceback|Error|0x|\{|/tmp", told[name])
-    assert "megapixels" in told["huge.jpg"] or "million pixels" in told["huge.jpg"]
+    assert "more than 50,000,000 pixels" in told["huge.jpg"]
     assert "at most 20 MB" in told["large.bmp"]
     page.locator("#tiles button").last.click()  # the others are answered
     wait(page)
@@ -395,7 +395,7 @@ def test_1000_classes_are_searched_and_names_stay_text(start, address, photo_fil
     page.locator("#matches tbody tr").nth(199).wait_for()
     for name in (HOSTILE, *SCRIPTS):
         page.fill("#search", name[-14:])
-        page.locator("#matches tbody th", has_text=name).wait_for()
+        page.locator("#matches tbody:not(:has(tr + tr)) th", has_text=name).wait_for()
         assert page.locator("#matches tbody th").all_inner_texts() == [name]
         assert page.inner_text("#found") == "1 of 1,000 classes"
     page.fill("#search", "onerror")
