@@ -135,8 +135,8 @@ function inShort({ state, answer, failure }) {
     return { text: [numbers.join(", ")], look: "" };
   }
   const [{ id, name, prob }] = answer.heads[head], isDoubtful = isSure(head, answer.heads[head]) === false;
-  const text = [named(name || id), ` ${percent(prob, 0)}`, isDoubtful ? ", not sure" : ""];
-  return { text, look: isDoubtful ? "unsure" : "" };
+  const certainty = el("span", {}, ` ${percent(prob, 0)}${isDoubtful ? ", not sure" : ""}`);
+  return { text: [named(name || id), certainty], look: isDoubtful ? "unsure" : "" };
 }
 
 /** Tell those who can't see it what has been answered. */

@@ -18,14 +18,16 @@ async function start() {
   const { title, version, description } = api.info;
   find("#title").textContent = document.title = `${title}: API`;
   find("#summary").textContent = [`Version ${version}`, description].filter(Boolean).join(". ");
-  find("#operations").replaceChildren(...Object.entries(api.paths).flatMap(([path, methods]) =>
+  const operations = Object.entries(api.paths).flatMap(([path, methods]) =>
     Object.keys(methods).filter((method) => methods[method].responses).map((method) =>
-      operationPart(path, method, methods[method]))));
+      operationPart(path, method, methods[method])));
+  if (operations.length) operations[0].open = true;
+  find("#operations").replaceChildren(...operations, ...errorsPart());
 }
 
 function operationPart(path, method, { summary, description, parameters = [], requestBody, responses }) {
   const given = parameters.map(resolved), body = resolved(requestBody), name = method.toUpperCase();
-  return el("details", { class: "operation", open: method === "post" },
+  return el("details", { class: "operation" },
     el("summary", {}, el("span", { class: `method ${method}` }, name), " ", el("code", {}, path), " ", summary),
     (description ?? "").split(/\n{2,}/).filter(Boolean).map((text) => el("p", {}, text)),
     given.length > 0 && [el("h3", {}, "Parameters"), parametersTable(given)],
@@ -43,8 +45,17 @@ function parametersTable(parameters) {
 function answersTable(responses) {
   return table("answers", ["code", "meaning"], Object.entries(responses).map(([code, response]) => {
     const { description, content } = resolved(response);
-    return [code, [el("div", {}, description), content && contentParts(content)]];
+    return [code, [el("div", {}, description), isError(code) || !content ? null : contentParts(content)]];
   }));
+}
+
+const isError = (code) => /^[45]/.test(code);
+
+/** Show the shape of errors, which all have, once. */
+function errorsPart() {
+  const responses = Object.values(api.paths).flatMap(Object.values).flatMap((each) => Object.entries(each.responses));
+  const [, first] = responses.find(([code, response]) => isError(code) && resolved(response).content) ?? [];
+  return first ? [el("h2", {}, "Errors"), contentParts(resolved(first).content)].flat() : [];
 }
 
 function contentParts(content) {
@@ -70,6 +81,7 @@ function typeOf(schema, depth = 0) {
     resolved(schema);
   const inner = (each) => typeOf(each, depth + 1);
   if (depth > MAX_DEPTH) return "...";
+  if (Array.isArray(type)) return type.map((each) => typeOf({ ...schema, type: each }, depth)).join(" | ");
   if (anyOf ?? oneOf) return [...new Set((anyOf ?? oneOf).map((each) => typeOf(each, depth)))].join(" | ");
   if (values) return values.map((value) => JSON.stringify(value)).join(" | ");
   if (properties) return fieldsOf(properties, rest.required ?? [], depth);

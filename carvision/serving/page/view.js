@@ -1,5 +1,5 @@
 /* One photo: with its box and heat map, beside its answers. */
-import { asFailure } from "./api.js";
+import { asFailure, sentence } from "./api.js";
 import { answerParts } from "./answers.js";
 import { bytes, count, el, named, tell } from "./dom.js";
 import { nearPart } from "./near.js";
@@ -75,7 +75,7 @@ export class View {
       const hide = el("button", { type: "button", class: "quiet" }, "Hide the heat map");
       hide.addEventListener("click", () => this.#hideMap());
       this.caption.replaceChildren("Where the network looked for ", named(name, "strong"), `, ${head}`, HOW_TO_READ,
-        map.note ? ` ${map.note}` : "", " ", hide);
+        map.note ? ` ${sentence(map.note)}` : "", " ", hide);
     } catch (error) {
       if (this.shownMap !== asked || error.name === "AbortError") return;
       this.#hideMap();
