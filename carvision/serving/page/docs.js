@@ -53,7 +53,7 @@ const isError = (code) => /^[45]/.test(code);
 
 /** Show the shape of errors, which all have, once. */
 function errorsPart() {
-  const responses = Object.values(api.paths).flatMap(Object.values).flatMap((each) => Object.entries(each.responses));
+  const responses = Object.values(api.paths).flatMap(Object.values).flatMap((each) => Object.entries(each.responses ?? {}));
   const [, first] = responses.find(([code, response]) => isError(code) && resolved(response).content) ?? [];
   return first ? [el("h2", {}, "Errors"), contentParts(resolved(first).content)].flat() : [];
 }
@@ -81,7 +81,7 @@ function typeOf(schema, depth = 0) {
     resolved(schema);
   const inner = (each) => typeOf(each, depth + 1);
   if (depth > MAX_DEPTH) return "...";
-  if (Array.isArray(type)) return type.map((each) => typeOf({ ...schema, type: each }, depth)).join(" | ");
+  if (Array.isArray(type)) return type.map((each) => typeOf({ ...resolved(schema), type: each }, depth)).join(" | ");
   if (anyOf ?? oneOf) return [...new Set((anyOf ?? oneOf).map((each) => typeOf(each, depth)))].join(" | ");
   if (values) return values.map((value) => JSON.stringify(value)).join(" | ");
   if (properties) return fieldsOf(properties, rest.required ?? [], depth);
