@@ -142,12 +142,20 @@ def _run(name: str, command: list[str], memory: bool, environment: dict[str, str
 def cpu_seconds() -> float:
     """Return the CPU seconds of this process and all its descendants, ended or not."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    alive = 0
-    for pid in _descendants(os.getpid())[1:]:
-        with suppress(OSError):  # it has just ended
-            words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-            alive += sum(map(int, words[11:15]))  # user and system, its own and of its children that have ended
-    return time.process_time() + ended.ru_utime + ended.ru_stime + alive / TICKS_PER_S
+    children = sum(map(_cpu_seconds_of_one, _descendants(os.getpid())[1:]))
+    return time.process_time() + ended.ru_utime + ended.ru_stime + children
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """Return the CPU seconds of another process and all its descendants, in steps of 10 ms."""
+    return sum(map(_cpu_seconds_of_one, _descendants(pid)))
+
+
+def _cpu_seconds_of_one(pid: int) -> float:
+    with suppress(OSError):  # it has just ended
+        words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return sum(map(int, words[11:15])) / TICKS_PER_S  # user and system, its own and of its children that have ended
+    return 0.0
 
 
 @contextmanager

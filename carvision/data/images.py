@@ -47,6 +47,14 @@ class BadImage(Exception):
     """An unusable photo. The message is the reason, without the path."""
 
 
+class UnsupportedFormat(BadImage):
+    """A photo, or another file, of a format that is not decoded."""
+
+
+class TooManyPixels(BadImage):
+    """A photo of more than MAX_PIXELS."""
+
+
 def unusable(photo: object, reason: str) -> InputError:
     """Return the error that ends a command at an unusable photo if data.on_bad_image is "error". photo: its name, or an
     object that prints as one."""
@@ -141,10 +149,10 @@ def open_bytes(data: Bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=(*FORMATS, *(with_heic() if is_heic else ())))
     except Image.UnidentifiedImageError:
         if is_heic and not with_heic():
-            raise BadImage(f"is a HEIC photo; {HEIC_INSTALL}") from None
-        raise BadImage("not a supported image format" if len(data) else "the file is empty") from None
+            raise UnsupportedFormat(f"is a HEIC photo; {HEIC_INSTALL}") from None
+        raise (UnsupportedFormat("not a supported image format") if len(data) else BadImage("the file is empty")) from None
     except Image.DecompressionBombError:
-        raise BadImage(f"more than {MAX_PIXELS:,} pixels: probably a decompression bomb") from None
+        raise TooManyPixels(f"more than {MAX_PIXELS:,} pixels: probably a decompression bomb") from None
     except Exception as error:  # each decoder raises its own kinds
         raise BadImage(f"can't be opened ({reason_of(error)})") from None
     check_size(*image.size)
@@ -167,9 +175,9 @@ def with_heic() -> tuple[str, ...]:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raise BadImage for a photo of more than MAX_PIXELS."""
+    """Raise TooManyPixels for a photo of more than MAX_PIXELS."""
     if width * height > MAX_PIXELS:
-        raise BadImage(f"{width} x {height} pixels exceed the limit of {MAX_PIXELS:,}: probably a decompression bomb")
+        raise TooManyPixels(f"{width} x {height} pixels exceed the limit of {MAX_PIXELS:,}: probably a decompression bomb")
 
 
 def check_claimed_size(width: int, height: int, data: Bytes, form: str | None) -> None:

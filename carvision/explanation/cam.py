@@ -64,25 +64,38 @@ def class_activation_maps(
     network takes one. Runs on the model's device. Raises BadImage for a photo that can't be decoded, InputError for a
     backbone that gives neither a feature map nor patches.
     """
-    chosen = _choose_input(model)
+    chosen = choose_input(model)
     device = next(model.parameters()).device
     boxes = [None] * len(photos) if boxes is None else boxes
     maps = []
     for start in range(0, len(photos), BATCH_SIZE):
         batch = slice(start, start + BATCH_SIZE)
         shown = [(_decoded(photo), box) for photo, box in zip(photos[batch], boxes[batch], strict=True)]
-        targets = torch.tensor(codes[batch], device=device)
-        images = _inputs(shown, chosen.preprocessing, device)
-        values, logits = grad_cam(chosen.model, images, head, targets)
-        notes = [chosen.note] * len(shown)
-        if chosen.is_resized and logits.shape[1] > 1:
-            with torch.no_grad():
-                usual = model(_inputs(shown, model.preprocessing, device))[head].argmax(dim=1)
-            other = (logits.argmax(dim=1) != usual).tolist()
-            notes = [f"{chosen.note}{OTHER_CLASS}" if is_other else chosen.note for is_other in other]
-        for cam, note in zip(values.cpu().numpy(), notes, strict=True):
-            note = note if cam.any() else "; ".join(filter(None, [NOTHING, note]))
-            maps.append(CamMap(cam, chosen.preprocessing.size_px, note))
+        images = [_stacked(shown, preprocessing).to(device) for preprocessing in chosen.geometries]
+        maps += maps_of_images(model, chosen, images, head, codes[batch])
+    return maps
+
+
+def maps_of_images(
+    model: LoadedClassifier, chosen: "MapInput", images: Sequence[Tensor], head: str, codes: Sequence[int]
+) -> list[CamMap]:
+    """Return the maps of class_activation_maps. images: uint8 (B, 3, size_px, size_px) on the model's device for each
+    of chosen.geometries; chosen: from choose_input."""
+    inputs = [
+        Normalise(preprocessing).to(pixels.device)(to_float(pixels))
+        for preprocessing, pixels in zip(chosen.geometries, images, strict=True)
+    ]
+    values, logits = grad_cam(chosen.model, inputs[0], head, torch.tensor(codes, device=inputs[0].device))
+    notes = [chosen.note] * len(values)
+    if chosen.is_resized and logits.shape[1] > 1:
+        with torch.no_grad():
+            usual = model(inputs[1])[head].argmax(dim=1)
+        other = (logits.argmax(dim=1) != usual).tolist()
+        notes = [f"{chosen.note}{OTHER_CLASS}" if is_other else chosen.note for is_other in other]
+    maps = []
+    for cam, note in zip(values.cpu().numpy(), notes, strict=True):
+        note = note if cam.any() else "; ".join(filter(None, [NOTHING, note]))
+        maps.append(CamMap(cam, chosen.geometries[0].size_px, note))
     return maps
 
 
@@ -176,21 +189,27 @@ def _no_map(backbone: Backbone) -> InputError:
     return InputError(f"{name} gives neither a feature map nor square patches, so there is no heat map of it")
 
 
-class _Input(NamedTuple):
-    """The network and the preprocessing to compute maps with. is_resized: the images are larger than in training."""
+class MapInput(NamedTuple):
+    """The network to compute maps with, and its images. is_resized: they are larger than in training.
+
+    geometries: of the images for the map and, if they are larger, of those of training, for the usual prediction.
+    """
 
     model: Classifier
-    preprocessing: Preprocessing
+    geometries: list[Preprocessing]
     note: str = ""
-    is_resized: bool = False
+
+    @property
+    def is_resized(self) -> bool:
+        return len(self.geometries) > 1
 
 
-def _choose_input(model: LoadedClassifier) -> _Input:
+def choose_input(model: LoadedClassifier) -> MapInput:
     """Return the model's own input size, or the smallest tried that gives a map of MIN_CELLS x MIN_CELLS."""
     size_px = model.preprocessing.size_px
     cells = _num_cells(model, size_px)
     if min(cells) >= MIN_CELLS:
-        return _Input(model, model.preprocessing)
+        return MapInput(model, [model.preprocessing])
     coarse = f"{cells[0]} x {cells[1]} cells at {size_px} px"
     larger_px, found = size_px, cells
     for _ in range(MAX_TRIES):
@@ -205,8 +224,8 @@ def _choose_input(model: LoadedClassifier) -> _Input:
             break
         if min(found) >= MIN_CELLS:
             note = f"computed at {larger_px} px, as the map has {coarse}"
-            return _Input(larger, replace(model.preprocessing, size_px=larger_px), note, True)
-    return _Input(model, model.preprocessing, f"coarse: {coarse}, and the network takes no larger images")
+            return MapInput(larger, [replace(model.preprocessing, size_px=larger_px), model.preprocessing], note)
+    return MapInput(model, [model.preprocessing], f"coarse: {coarse}, and the network takes no larger images")
 
 
 def _num_cells(model: Classifier, size_px: int) -> tuple[int, int]:
@@ -236,7 +255,7 @@ def _decoded(photo: Image.Image) -> Image.Image:
     return photo
 
 
-def _inputs(photos: Sequence[tuple[Image.Image, Any]], preprocessing: Preprocessing, device: torch.device) -> Tensor:
+def _stacked(photos: Sequence[tuple[Image.Image, Any]], preprocessing: Preprocessing) -> Tensor:
+    """Return the photos within their boxes, uint8 (B, 3, size_px, size_px)."""
     regions = [None if box is None else np.asarray(box, np.float32) for _, box in photos]
-    images = [decode_image(photo, preprocessing, box) for (photo, _), box in zip(photos, regions, strict=True)]
-    return Normalise(preprocessing).to(device)(to_float(torch.stack(images).to(device)))
+    return torch.stack([decode_image(photo, preprocessing, box) for (photo, _), box in zip(photos, regions, strict=True)])

@@ -1,0 +1,1 @@
+"""What one model answers, as plain values without HTTP."""

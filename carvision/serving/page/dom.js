@@ -1,0 +1,42 @@
+/* Elements, and values as text. Names come from anywhere: they reach the page as text nodes and attributes alone. */
+
+/** Create an element. attributes: true sets an empty one, false and null none; on<event>: a listener. */
+export function el(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+/** Return a name in a direction of its own, so that it turns no text around it. */
+export const named = (text, tag = "bdi") => el(tag, { dir: "auto" }, text);
+
+export const find = (selector) => document.querySelector(selector);
+
+/** Show text in an element, or hide the element without any. */
+export function tell(element, text) {
+  element.textContent = text ?? "";
+  element.hidden = !text;
+}
+
+/** Format a fraction in percent, with a space at which no line breaks. */
+export const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)}\u00a0%`;
+
+/** Format a threshold in percent without giving it away: whole percents, but tenths above 99. */
+export const threshold = (value) => percent(value, value > 0.99 ? 1 : 0);
+
+export const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+
+export const decimal = (value, digits = 4) =>
+  Number.isFinite(value) ? Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 6 }) : "\u2013";
+
+/** Format a size of a file, in units of 1,024 as the server's limit is. */
+export const bytes = (size) =>
+  size < 2 ** 20 ? `${Math.max(1, Math.round(size / 1024))} kB` : `${Number((size / 2 ** 20).toFixed(1))} MB`;
+
+/** Join texts as a sentence does: a, b and c. */
+export const listed = (texts) => [...texts.slice(0, -2), texts.slice(-2).join(" and ")].join(", ");
