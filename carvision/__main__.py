@@ -18,6 +18,7 @@ GROUPS = {
     "Experiments": ("train", "sweep", "check", "pack", "augment_sheet"),
     "A finished run (RUN: its folder, or latest)": (
         "report", "evaluate", "predict", "explain", "embed", "retrieve", "verify", "export", "compare",
+        "serve",
     ),
     "Look things up": ("keys", "models", "doctor"),
 }  # fmt: skip

@@ -13,11 +13,12 @@ PACKAGE = ROOT / "carvision"
 # From the ground up: a room imports only rooms named before it, which the guide draws below it; commands import any.
 ROOMS = (
     "system", "errors", "files", "config", "demo", "data", "augment", "losses", "models", "metrics", "inference",
-    "reports", "explanation", "training", "evaluation", "embedding", "run_report", "search", "exports", "diagnosis",
+    "reports", "explanation", "training", "evaluation", "embedding", "run_report", "search", "exports", "serving",
+    "diagnosis",
 )  # fmt: skip
 COMMANDS = {
     "augment_sheet", "check", "compare", "doctor", "embed", "evaluate", "explain", "export", "keys", "pack", "predict",
-    "report", "retrieve", "sweep", "train", "verify",
+    "report", "retrieve", "serve", "sweep", "train", "verify",
 }  # fmt: skip
 MAX_MODULES, MAX_LINES, MIN_LINES = 9, 450, 60
 # Why a module of fewer lines stands alone

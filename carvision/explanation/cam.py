@@ -258,4 +258,6 @@ def _decoded(photo: Image.Image) -> Image.Image:
 def _stacked(photos: Sequence[tuple[Image.Image, Any]], preprocessing: Preprocessing) -> Tensor:
     """Return the photos within their boxes, uint8 (B, 3, size_px, size_px)."""
     regions = [None if box is None else np.asarray(box, np.float32) for _, box in photos]
-    return torch.stack([decode_image(photo, preprocessing, box) for (photo, _), box in zip(photos, regions, strict=True)])
+    return torch.stack(
+        [decode_image(photo, preprocessing, box) for (photo, _), box in zip(photos, regions, strict=True)]
+    )

@@ -37,12 +37,15 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin", "X-Frame-Options": "DENY",
 }  # fmt: skip
 OPEN = ("/v1/", "/metrics")  # paths that need the token begin so
-DISCARD_S, DISCARD_BYTES = 5.0, 10 * limits.MAX_BODY_BYTES  # of a body that was refused
 GIVEN_UP = 499  # status by which requests count whose client has gone; nobody receives it
 
-Model = Annotated[str | None, Query(max_length=limits.MAX_TEXT, description="one of several models; default: the first")]
+Model = Annotated[
+    str | None, Query(max_length=limits.MAX_TEXT, description="one of several models; default: the first")
+]
 Top = Annotated[int, Query(ge=1, le=limits.MAX_TOP, description="classes of each head")]
-Box = Annotated[str | None, Query(max_length=limits.MAX_TEXT, description="left,top,right,bottom, if the body is a photo")]
+Box = Annotated[
+    str | None, Query(max_length=limits.MAX_TEXT, description="left,top,right,bottom, if the body is a photo")
+]
 Text = Annotated[str | None, Query(max_length=limits.MAX_TEXT)]
 OF_PHOTOS = answers.errors_of(*limits.STATUS.keys() - {"not_ready", "internal"})
 OF_LOOKUP = answers.errors_of("unauthorized", "not_found", "method_not_allowed", "invalid_value", "draining")
@@ -91,20 +94,7 @@ class Bodies:
         except TimeoutError:
             raise ApiError("timeout", f"the body did not arrive within {limits.BODY_S:g} s") from None
         if too_large:
-            await self._discard(chunks)
             raise limits.body_too_large()
-
-    async def _discard(self, chunks: AsyncIterator[bytes]) -> None:
-        """Receive some more of a body: a client that still sends would take an early answer for a broken connection."""
-        num = 0
-        try:
-            async with asyncio.timeout(DISCARD_S):
-                async for chunk in chunks:
-                    num += len(chunk)
-                    if num > DISCARD_BYTES:
-                        return
-        except TimeoutError:
-            pass
 
 
 class Guard:
@@ -208,7 +198,9 @@ def _add_photo_routes(app: FastAPI, service: Service) -> None:
             uploads = await service.uploads(body, request.headers.get("content-type", ""), box)
             return await _unless_gone(request, work(uploads), service)
 
-    @app.post("/v1/predict", openapi_extra=answers.body_of(), responses={200: {"model": answers.Prediction}, **OF_PHOTOS})
+    @app.post(
+        "/v1/predict", openapi_extra=answers.body_of(), responses={200: {"model": answers.Prediction}, **OF_PHOTOS}
+    )
     async def predict(request: Request, top: Top = 5, model: Model = None, box: Box = None) -> Response:
         """Predict the classes of 1 to 32 photos. A photo that can't be used has an error of its own beside the others;
         alone, its error is the answer's."""

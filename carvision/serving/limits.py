@@ -12,7 +12,6 @@ MAX_TEXT = 200  # characters of a query's text
 MAX_JSON_ITEMS = 10_000  # brackets and commas in JSON: parsing more of them would stop all other requests
 BODY_S = 60.0  # for a request's body to arrive
 ANSWER_S = 30.0  # for a photo to be answered, once its body has arrived
-HEAD_S = 15.0  # for a connection's first request to arrive, and for the next one
 DRAIN_S = 30.0  # for requests in progress, once the server has been told to stop
 RETRY_S = 1  # after which a refused client may try again
 

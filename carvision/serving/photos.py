@@ -78,7 +78,9 @@ def read_uploads(body: bytes, content_type: str, box: str | None) -> list[Upload
             f"the Content-Type {kind[:100]!r} is none of multipart/form-data, application/json and image/*",
         )
     if box is not None:
-        raise ApiError("bad_request", "box in the query is for a photo that is the whole body; send boxes beside photos")
+        raise ApiError(
+            "bad_request", "box in the query is for a photo that is the whole body; send boxes beside photos"
+        )
     if not uploads:
         raise ApiError("bad_request", "the body has no photo; send 1 to 32 of them as photo")
     return uploads

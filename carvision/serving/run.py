@@ -11,22 +11,20 @@ import signal
 import socket
 import warnings
 import webbrowser
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import ClassVar
 
 import uvicorn
 from PIL import Image
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from carvision.errors import InputError
 from carvision.inference.model_file import load
 from carvision.inference.predictor import choose_device
 from carvision.serving import limits
 from carvision.serving.app import Guard, create_app
-from carvision.serving.limits import ApiError
+from carvision.serving.connections import Connection, most_connections
 from carvision.serving.model.served import ServedModel
 from carvision.serving.service import Service
 from carvision.system.machine import num_cores
@@ -35,7 +33,8 @@ from carvision.system.runtime import keep_freed_memory
 log = logging.getLogger(__name__)
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")  # as runs are named by default
-MAX_CONNECTIONS, BACKLOG = 4096, 512
+BACKLOG = 512  # connections that wait to be accepted
+KEEP_ALIVE_S = 15
 MIN_TOKEN = 16  # characters
 
 
@@ -105,7 +104,9 @@ def read_token(file: Path) -> str:
 def bind(host: str, port: int) -> socket.socket:
     """Return a socket with that address, which does not listen yet. Raises InputError if it can't be had."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
         bound = socket.socket(family, kind)
         if os.name == "posix":
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -122,11 +123,11 @@ def is_loopback(bound: socket.socket) -> bool:
 
 def serve(app: Guard, address: socket.socket, host: str, opens: bool) -> None:
     """Answer requests until SIGTERM or Ctrl-C, after which those in progress are still answered."""
-    raise_file_limit()
+    Connection.most = most_connections()
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app, http=Connection, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-        backlog=BACKLOG, timeout_keep_alive=int(limits.HEAD_S), timeout_graceful_shutdown=int(limits.DRAIN_S),
+        backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=int(limits.DRAIN_S),
     )  # fmt: skip
     name, port = f"[{host}]" if ":" in host else host, address.getsockname()[1]
     # uvicorn raises the signal again at its end, which would end this process as if it had failed
@@ -150,79 +151,3 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.guard.is_draining = True
         super().handle_exit(sig, frame)
-
-
-class Connection(H11Protocol):
-    """A connection whose client must not take its time: HEAD_S for the head of a request.
-
-    Beyond MAX_CONNECTIONS, the one that has been sending its request for the longest time is closed.
-    """
-
-    sending: ClassVar[OrderedDict["Connection", None]] = OrderedDict()  # those without a complete request
-    timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyrefly: ignore[bad-override]  as uvicorn's
-        super().connection_made(transport)
-        self._await_request()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_timer()
-            if not self.cycle.more_body:
-                self.sending.pop(self, None)
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.cycle.response_complete and not self.transport.is_closing():  # no further request has begun
-            self._await_request()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        self.sending.pop(self, None)
-        super().connection_lost(exc)
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP, in the same shape as other errors."""
-        self.transport.write(NOT_HTTP)
-        self.transport.close()
-
-    def _await_request(self) -> None:
-        self._stop_timer()
-        self.timer = self.loop.call_later(limits.HEAD_S, self.transport.abort)
-        self.sending[self] = None
-        self.sending.move_to_end(self)
-        if len(self.connections) > MAX_CONNECTIONS:
-            oldest, _ = self.sending.popitem(last=False)
-            oldest.transport.abort()
-
-    def _stop_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-
-
-def _not_http() -> bytes:
-    import json
-
-    error = ApiError("bad_request", "this is not a valid HTTP request")
-    body = json.dumps({"error": error.as_dict()}).encode()
-    head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-    return f"{head}connection: close\r\n\r\n".encode() + body
-
-
-NOT_HTTP = _not_http()
-
-
-def raise_file_limit() -> None:
-    """Allow as many open files as MAX_CONNECTIONS need, where the system permits it."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + 1024
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -77,7 +77,7 @@ class Service:
 
     async def embeddings(self, model: ServedModel, uploads: Sequence[Upload]) -> dict[str, Any]:
         """Return the embeddings of photos, in order."""
-        photos, width = [], model.model.num_embedding_values
+        photos, width = [], model.embedding_width
         for seen, values in await self.embed(model, uploads):
             found = None if values is None else np.round(values.astype(float), 7).tolist()
             photos.append({"embedding": found, "error": seen.error and seen.error.as_dict()})

@@ -15,10 +15,10 @@ from carvision.errors import InputError
 from carvision.explanation.cam import CamMap, MapInput, choose_input, maps_of_images
 from carvision.inference.model_file import LoadedClassifier
 from carvision.inference.predictor import Predictor
-from carvision.inference.rows import Layout, Row, best_codes, rows_of
-from carvision.serving.engine import Network, choose_network
+from carvision.inference.rows import Layout, Row, rows_of
 from carvision.serving.limits import ApiError
 from carvision.serving.model import about
+from carvision.serving.model.engine import Network, choose_network
 from carvision.serving.model.neighbours import NeighbourIndex
 from carvision.serving.photos import Seen
 
@@ -53,6 +53,11 @@ class ServedModel:
     @property
     def geometries(self) -> list[Preprocessing]:
         return self.predictor.geometries
+
+    @property
+    def embedding_width(self) -> int:
+        layers = self.model.embedding if self.model.last_layer == "embedding" else self.model.trunk
+        return layers.num_outputs
 
     def warm_up(self, engine: str) -> None:
         """Build the network in an engine, and compute its first batches. Raises InputError."""
