@@ -197,16 +197,17 @@ def test_heic_is_answered_though_the_browser_can_not_show_it(start, photo_files)
     assert page.locator(".answers .head").count() == 3
 
 
-def test_each_error_is_a_sentence(start, photo_files):
+def test_each_error_is_a_sentence(start, photo_files, tmp_path):
     opened, page = start()
     whole = photo_files[0].read_bytes()
-    huge = Image.new("L", (10_000, 6_000))
     bad = {
         "junk.jpg": np.random.default_rng(0).bytes(3000), "cut.jpg": whole[: len(whole) // 2], "empty.jpg": b"",
         "text.txt": b"no photo", "drawing.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        "huge.jpg": saved(huge, "JPEG"), "large.bmp": bytes(21 * 2**20),
+        "huge.jpg": saved(Image.new("L", (10_000, 6_000)), "JPEG"), "large.bmp": bytes(21 * 2**20),
     }  # fmt: skip
-    give(page, *bad.items(), ("good.jpg", whole))
+    for name, data in bad.items():
+        (tmp_path / name).write_bytes(data)
+    give(page, *(tmp_path / name for name in bad), photo_files[0])
     told = {}
     for number, name in enumerate(bad):
         page.locator("#tiles button").nth(number).click()
