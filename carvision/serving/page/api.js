@@ -78,7 +78,7 @@ function failureOf(response, body) {
 /** Return a message as a sentence: with a capital and a full stop. */
 export function sentence(message) {
   const text = String(message).trim();
-  return `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?)]$/.test(text) ? "" : "."}`;
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
 }
 
 function pause(seconds, signal) {
