@@ -258,6 +258,32 @@ def test_a_box_is_drawn_and_used(start, address, photo_files):
     opened.check()
 
 
+def test_a_finger_draws_a_box_only_when_asked_to(start, photo_files):
+    opened, page = start(390, has_touch=True, is_mobile=True)
+    give(page, photo_files[0])
+    devtools = opened.context.new_cdp_session(page)
+
+    def drag() -> list[str]:
+        page.locator(".stage").scroll_into_view_if_needed()
+        frame = page.locator(".stage").bounding_box()
+        for kind, part in (("touchStart", 0.2), ("touchMove", 0.5), ("touchMove", 0.7), ("touchEnd", None)):
+            x, y = (frame["x"] + (part or 0) * frame["width"], frame["y"] + (part or 0) * frame["height"])
+            points = [] if part is None else [{"x": x, "y": y}]
+            devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        return [field.input_value() for field in page.locator(".box-fields input").all()]
+
+    assert drag() == [""] * 4
+    page.get_by_role("button", name="Draw a box").tap()
+    scrolled = page.evaluate("scrollY")
+    with page.expect_response("**/v1/predict**"):
+        box = [float(value) for value in drag()]
+    width, height = Image.open(photo_files[0]).size
+    assert box == pytest.approx([0.2 * width, 0.2 * height, 0.7 * width, 0.7 * height], abs=1.5)
+    assert page.evaluate("scrollY") == scrolled
+    wait(page)
+    opened.check()
+
+
 def test_the_heat_map_is_that_of_carvision_explain(start, photo_files):
     opened, page = start()
     give(page, photo_files[0])
