@@ -53,7 +53,8 @@ const isError = (code) => /^[45]/.test(code);
 
 /** Show the shape of errors, which all have, once. */
 function errorsPart() {
-  const responses = Object.values(api.paths).flatMap(Object.values).flatMap((each) => Object.entries(each.responses ?? {}));
+  const operations = Object.values(api.paths).flatMap((methods) => Object.values(methods));
+  const responses = operations.flatMap((each) => Object.entries(each.responses ?? {}));
   const [, first] = responses.find(([code, response]) => isError(code) && resolved(response).content) ?? [];
   return first ? [el("h2", {}, "Errors"), contentParts(resolved(first).content)].flat() : [];
 }
