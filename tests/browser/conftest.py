@@ -1,5 +1,6 @@
 """Pages in a real browser: the system's Chromium, driven by playwright."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "<img src=x onerror=alert(1)>"
+POINTS = [{"accuracy": accuracy, "threshold": least, "coverage": 0.5} for accuracy, least in ((0.8, 0.0), (0.95, 1.0))]
 SCRIPTS = ("日本語の車", "سيارة", "автомобиль", "αυτοκίνητο", "차동차", "รถยนต์", "गाड़ी", "🚗 car")
 
 
@@ -102,3 +104,37 @@ def large_run(tmp_path_factory) -> Path:
     """The folder of a run of 1,000 classes, with names in eight scripts, long and hostile ones."""
     names = [f"car {i:04d}" for i in range(990)] + [HOSTILE, "w" * 120, *SCRIPTS]
     return made_run(tmp_path_factory.mktemp("large"), names)
+
+
+@pytest.fixture(scope="session")
+def address(browser, tmp_path_factory, demo_run, large_run):
+    """The address of a server of two runs: cars (with boxes and embeddings) and many (1,000 classes); skipped without a
+    browser."""
+    from carvision.embed import embed
+    from tests.serving.abused import serving
+
+    folder = tmp_path_factory.mktemp("served")
+    cars = shutil.copytree(demo_run, folder / "cars")
+    embed([str(cars), "data.num_workers=0"])
+    about = json.loads((cars / "model.json").read_text(encoding="utf-8"))
+    about["operating_points"] = {"make": POINTS, "model": POINTS[:1]}
+    (cars / "model.json").write_text(json.dumps(about), encoding="utf-8")
+    with serving(cars, folder / "log", str(shutil.copytree(large_run, folder / "many"))) as server:
+        yield f"http://127.0.0.1:{server.port}/"
+
+
+@pytest.fixture(scope="session")
+def photo_files(demo_photos):
+    return sorted((demo_photos / "data" / "image").rglob("*.jpg"))
+
+
+@pytest.fixture
+def start(open_page, address):
+    """start(**options) -> (Opened, page) of the server's page, once it knows the network."""
+
+    def open_it(width: int = 1200, **options):
+        opened = open_page(address, width, **options)
+        opened.page.locator("#matches tbody tr").first.wait_for()
+        return opened, opened.page
+
+    return open_it
