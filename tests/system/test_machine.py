@@ -14,19 +14,29 @@ NUM_BLOCKS, PAGES = 20, 1024  # blocks of 4 MB, which glibc by itself takes from
 
 PROGRAM = f"""
 import resource
+import threading
 import numpy as np
 from carvision.system.runtime import keep_freed_memory
 
-is_kept = keep_freed_memory() if {{keep}} else None
+PAGES = {PAGES} * (10 if {{in_thread}} else 1)  # an arena of a thread has 64 MB at most
+is_kept = keep_freed_memory(of_threads={{in_thread}}) if {{keep}} else None
 
 def write_blocks(number):
     for _ in range(number):
-        some = [np.ones({PAGES} * 4096 // 8) for _ in range(2)]  # both are freed when the next two are there
+        some = [np.ones(PAGES * 4096 // 8) for _ in range(2)]  # both are freed when the next two are there
 
-write_blocks(5)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-write_blocks({NUM_BLOCKS})
-print(is_kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, flush=True)
+def count_faults():
+    write_blocks(5)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    write_blocks({NUM_BLOCKS})
+    print(is_kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, flush=True)
+
+if {{in_thread}}:
+    thread = threading.Thread(target=count_faults)
+    thread.start()
+    thread.join()
+else:
+    count_faults()
 """
 
 
@@ -63,10 +73,10 @@ def test_a_quota_lowers_the_number_of_cores(monkeypatch):
         assert num_cores() == cores
 
 
-def run(keep: bool, **variables: str) -> list[str]:
-    """Return whether memory is kept, and the number of page faults."""
+def run(keep: bool, in_thread: bool = False, **variables: str) -> list[str]:
+    """Return whether memory is kept, and the number of page faults, of the main thread or of another one."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(keep=keep)],
+        [sys.executable, "-c", PROGRAM.format(keep=keep, in_thread=in_thread)],
         env={**os.environ, "PYTHONPATH": str(ROOT), **variables}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return done.stdout.split()
@@ -77,5 +87,6 @@ def test_freed_memory_is_reused():
     if is_kept == "False":
         pytest.skip("this system's malloc has no such options")
     assert int(faults) < PAGES
+    assert int(run(keep=True, in_thread=True)[1]) < PAGES
     assert int(run(keep=False)[1]) > NUM_BLOCKS * PAGES / 2  # else there would be nothing to gain
     assert run(keep=True, MALLOC_TRIM_THRESHOLD_="100000")[0] == "False"  # what the user has chosen stays
