@@ -24,7 +24,7 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # which Windows lacks
 # Options of malloc.h
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
-CHOSEN_BY_THE_USER = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+CHOSEN_BY_THE_USER = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX")
 
 
 def set_thread_defaults() -> None:
@@ -79,8 +79,8 @@ def keep_freed_memory(of_threads: bool = False) -> bool:
     a fifth to a third of its time (docs/benchmarks/step.md). Kept memory is simply reused. The peak grows by some
     percent, as blocks of different sizes leave gaps.
 
-    of_threads: also what is freed in threads that have yet to start, where a server's network runs. Else each has an
-    arena of its own, which glibc shrinks all the same.
+    of_threads: also what other threads free, where one of them runs the network. By default each has an arena of its
+    own, of heaps of 64 MB, and returns what does not fit into them.
     """
     if any(name in os.environ for name in CHOSEN_BY_THE_USER):
         return False
@@ -88,8 +88,9 @@ def keep_freed_memory(of_threads: bool = False) -> bool:
         set_option = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc: macOS, Windows, musl
         return False
-    options = {MMAP_THRESHOLD: 2**30, TRIM_THRESHOLD: 2**31 - 1, **({ARENA_MAX: 1} if of_threads else {})}
-    return all([set_option(option, value) for option, value in options.items()])
+    if of_threads and not set_option(ARENA_MAX, 1):
+        return False
+    return bool(set_option(MMAP_THRESHOLD, 2**30)) and bool(set_option(TRIM_THRESHOLD, 2**31 - 1))
 
 
 @contextmanager
