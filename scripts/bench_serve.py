@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--engine", default="eager", help="of carvision serve")
     parser.add_argument("--peer", metavar="PYTHON", help="of an environment with carvision and litserve")
-    parser.add_argument("--peer-wait", type=float, default=0.01, help="seconds for which LitServe collects a batch")
+    parser.add_argument("--peer-wait", type=float, default=0, help="seconds for which LitServe collects a batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8, help="of each candidate in a round")
     parser.add_argument("--minutes", type=float, default=1, help="of the part long")
