@@ -150,9 +150,9 @@ def open_bytes(data: Bytes) -> Image.Image:
     except Image.UnidentifiedImageError:
         if is_heic and not with_heic():
             raise UnsupportedFormat(f"is a HEIC photo; {HEIC_INSTALL}") from None
-        raise (
-            UnsupportedFormat("not a supported image format") if len(data) else BadImage("the file is empty")
-        ) from None
+        if not len(data):
+            raise BadImage("the file is empty") from None
+        raise UnsupportedFormat("not a supported image format") from None
     except Image.DecompressionBombError:
         raise TooManyPixels(f"more than {MAX_PIXELS:,} pixels: probably a decompression bomb") from None
     except Exception as error:  # each decoder raises its own kinds
@@ -179,9 +179,8 @@ def with_heic() -> tuple[str, ...]:
 def check_size(width: int, height: int) -> None:
     """Raise TooManyPixels for a photo of more than MAX_PIXELS."""
     if width * height > MAX_PIXELS:
-        raise TooManyPixels(
-            f"{width} x {height} pixels exceed the limit of {MAX_PIXELS:,}: probably a decompression bomb"
-        )
+        size = f"{width} x {height} pixels"
+        raise TooManyPixels(f"{size} exceed the limit of {MAX_PIXELS:,}: probably a decompression bomb")
 
 
 def check_claimed_size(width: int, height: int, data: Bytes, form: str | None) -> None:

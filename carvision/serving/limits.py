@@ -23,7 +23,7 @@ STATUS = {
 
 
 class ApiError(Exception):
-    """An error that a client sees. code: a key of STATUS. message: one sentence. limit: the number that was exceeded."""
+    """An error that a client sees. code: a key of STATUS. message: a sentence. limit: the number exceeded."""
 
     def __init__(self, code: str, message: str, limit: int | None = None):
         super().__init__(message)

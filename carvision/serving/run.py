@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> None:
         try:
             serve(create_app(service, token), address, options.host, options.open)
         finally:
+            gc.unfreeze()
             service.close()
 
 

@@ -14,7 +14,6 @@ from torch.nn.functional import pad
 
 from carvision.data.images import BLANK
 from carvision.errors import InputError, one_line
-from carvision.exports.graphs import export_onnx
 from carvision.exports.shared import largest_difference
 from carvision.inference.model_file import LoadedClassifier
 from carvision.inference.predictor import Predictor
@@ -126,6 +125,8 @@ def in_onnx(model: LoadedClassifier) -> Callable[[Tensor], dict[str, Tensor]]:
     except Exception as error:  # not installed, or not for this machine
         text = one_line(error, 120)
         raise InputError(f"--engine onnx: needs onnxruntime ({text}); pip install 'carvision[onnx]'") from None
+    from carvision.exports.graphs import export_onnx  # only now: it imports torch's exporters, which takes seconds
+
     with tempfile.TemporaryDirectory(prefix="carvision-onnx-") as folder:
         file = Path(folder) / "model.onnx"
         export_onnx(model, file)

@@ -145,7 +145,8 @@ class ServedModel:
         rows, columns = cam.values.shape
         return {
             "model": self.name, "head": head, "class": self.class_of(head, code), "part": seen.part,
-            "rows": rows, "columns": columns, "values": np.round(cam.values.astype(float), 4).tolist(), "note": cam.note,
+            "rows": rows, "columns": columns,
+            "values": np.round(cam.values.astype(float), 4).tolist(), "note": cam.note,
         }  # fmt: skip
 
     def class_of(self, head: str, code: int) -> dict[str, str] | None:
