@@ -37,6 +37,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin", "X-Frame-Options": "DENY",
 }  # fmt: skip
 OPEN = ("/v1/", "/metrics")  # paths that need the token begin so
+TWO_LENGTHS = {b"content-length", b"transfer-encoding"}
 GIVEN_UP = 499  # status by which requests count whose client has gone; nobody receives it
 
 Model = Annotated[
@@ -124,7 +125,10 @@ class Guard:
             await send(message)
 
         try:
-            if is_api and (error := self._refusal(scope)):
+            if {name for name, _ in scope["headers"]} >= TWO_LENGTHS:  # a proxy may see another request in its body
+                error = ApiError("bad_request", "a request can't have both Content-Length and Transfer-Encoding")
+                await Json({"error": error.as_dict()}, 400, {"Connection": "close"})(scope, receive, send_with_headers)
+            elif is_api and (error := self._refusal(scope)):
                 await error_response(error)(scope, receive, send_with_headers)
             else:
                 await self.app(scope, receive, send_with_headers)

@@ -13,25 +13,28 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 NEEDED_FILES = 200  # for the libraries, the weights, and what the system opens
-MOST_CONNECTIONS = 16_384
+MOST_CONNECTIONS, MOST_WAITING = 16_384, 512
 
 
-def most_connections() -> int:
-    """Raise this process's limit of open files, where the system lets it; return how many connections it allows."""
+def connection_limits() -> tuple[int, int]:
+    """Return how many connections there may be, and how many more may wait to be accepted; all of them are accepted
+    before the first is looked at. Raises this process's limit of open files, where the system lets it."""
     try:
-        import resource  # not on Windows
-    except ImportError:
-        return 500
+        import resource
+    except ImportError:  # Windows, whose limit is that of select
+        return 400, 100
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_CONNECTIONS + NEEDED_FILES
+    wanted = MOST_CONNECTIONS + MOST_WAITING + NEEDED_FILES
     if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return MOST_CONNECTIONS
+        return MOST_CONNECTIONS, MOST_WAITING
     allowed = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     except (OSError, ValueError):  # macOS allows fewer than it names
         allowed = soft
-    return max(8, allowed - min(NEEDED_FILES, allowed // 2))
+    rest = allowed - min(NEEDED_FILES, allowed // 2)
+    waiting = min(MOST_WAITING, rest // 4)
+    return rest - waiting, waiting
 
 
 class Connection(H11Protocol):

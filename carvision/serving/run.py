@@ -24,7 +24,7 @@ from carvision.inference.model_file import load
 from carvision.inference.predictor import choose_device
 from carvision.serving import limits
 from carvision.serving.app import Guard, create_app
-from carvision.serving.connections import Connection, most_connections
+from carvision.serving.connections import Connection, connection_limits
 from carvision.serving.model.served import ServedModel
 from carvision.serving.service import Service
 from carvision.system.machine import num_cores
@@ -33,7 +33,6 @@ from carvision.system.runtime import keep_freed_memory
 log = logging.getLogger(__name__)
 
 TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")  # as runs are named by default
-BACKLOG = 512  # connections that wait to be accepted
 KEEP_ALIVE_S = 15
 MIN_TOKEN = 16  # characters
 
@@ -105,13 +104,12 @@ def read_token(file: Path) -> str:
 def bind(host: str, port: int) -> socket.socket:
     """Return a socket with that address, which does not listen yet. Raises InputError if it can't be had."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-        bound = socket.socket(family, kind)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        # Names the protocol: else asyncio doesn't send at once, and on Linux the second part of an answer waits 40 ms
+        bound = socket.socket(*found[:3])
         if os.name == "posix":
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        bound.bind(found[4])
         return bound
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "no such address"
@@ -124,11 +122,11 @@ def is_loopback(bound: socket.socket) -> bool:
 
 def serve(app: Guard, address: socket.socket, host: str, opens: bool) -> None:
     """Answer requests until SIGTERM or Ctrl-C, after which those in progress are still answered."""
-    Connection.most = most_connections()
+    Connection.most, backlog = connection_limits()
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app, http=Connection, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-        backlog=BACKLOG, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=int(limits.DRAIN_S),
+        backlog=backlog, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=int(limits.DRAIN_S),
     )  # fmt: skip
     name, port = f"[{host}]" if ":" in host else host, address.getsockname()[1]
     # uvicorn raises the signal again at its end, which would end this process as if it had failed

@@ -117,19 +117,30 @@ def exchange(connection: socket.socket, pieces: Iterable[bytes]) -> tuple[int, b
             connection.sendall(piece)
             if has_answer(connection):
                 break
+    return answer(connection)
+
+
+def answer(connection: socket.socket) -> tuple[int, bytes]:
+    """Return status and body; 0 if the other side has ended the connection."""
     data = b""
-    with suppress(ConnectionError):
-        while b"\r\n\r\n" not in data:
-            if not (more := connection.recv(65536)):
-                return 0, b""
-            data += more
-        head, _, body = data.partition(b"\r\n\r\n")
-        length = int(re.search(rb"content-length: *(\d+)", head.lower())[1])
-        while len(body) < length and (more := connection.recv(65536)):
-            body += more
-        assert len(body) == length, "the answer was cut"
-        return int(head.split()[1]), body
-    return 0, b""
+    while b"\r\n\r\n" not in data:
+        if not (more := receive(connection)):
+            return 0, b""
+        data += more
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = int(re.search(rb"content-length: *(\d+)", head.lower())[1])
+    while len(body) < length and (more := receive(connection)):
+        body += more
+    assert len(body) == length, "the answer was cut"
+    return int(head.split()[1]), body
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Return some of what the other side has sent; nothing if it has ended the connection."""
+    try:
+        return connection.recv(65536)
+    except ConnectionError:
+        return b""
 
 
 def has_answer(connection: socket.socket) -> bool:

@@ -11,7 +11,7 @@ import zlib
 
 import pytest
 
-from tests.serving.abused import LIMITS, PHOTO, TELLTALE, form, request, serving
+from tests.serving.abused import LIMITS, PHOTO, TELLTALE, form, receive, request, serving
 
 pytest.importorskip("fastapi", reason="the server's libraries are not installed (pip install '.[serve]')")
 pytest.importorskip("uvicorn")
@@ -267,7 +267,7 @@ def test_a_length_that_is_none_is_refused(server, length):
 SMUGGLED = [
     "Content-Length: 3\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
     "Transfer-Encoding: gzip, chunked", "Transfer-Encoding: xchunked", "Content-Length: 3\r\nContent-Length: 4",
-    "Transfer-Encoding : chunked", "X: a\nContent-Length: 3", "Transfer-Encoding:\x0bchunked",
+    "Transfer-Encoding : chunked", "Transfer-Encoding:\x0bchunked",
 ]  # fmt: skip
 
 
@@ -277,12 +277,8 @@ def test_no_second_request_hides_in_a_body(server, lines):
     head = f"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\n{lines}\r\n\r\n".encode()
     with server.connect() as connection:
         connection.sendall(head + hidden)
-        connection.shutdown(socket.SHUT_WR)
-        data = b"".join(iter(lambda: connection.recv(65536), b""))
-    statuses = [line.split()[1] for line in data.split(b"\r\n") if line.startswith(b"HTTP/1.1")]
-    assert statuses in ([b"400"], [b"501"]) or (
-        lines.startswith("Content-Length: 3\r\nT") and statuses[0] in (b"400", b"422")
-    )
+        data = b"".join(iter(lambda: receive(connection), b""))
+    assert data.count(b"HTTP/1.1 ") == data.count(b"HTTP/1.1 400 ") == 1
 
 
 def test_a_compressed_body_is_not_expanded(server):

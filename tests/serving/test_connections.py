@@ -12,6 +12,8 @@ import pytest
 uvicorn = pytest.importorskip("uvicorn", reason="the server's libraries are not installed (pip install '.[serve]')")
 
 from carvision.serving.connections import Connection  # noqa: E402
+from carvision.serving.run import bind  # noqa: E402
+from tests.serving.abused import answer, receive  # noqa: E402
 
 MOST_BODY, LARGE = 1000, 50_000_000
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -36,13 +38,14 @@ async def app(scope: dict, receive, send) -> None:
 def serving(**limits: float) -> Iterator["Client"]:
     """Serve `app` in a thread, with connections of these limits."""
     protocol = type("Limited", (Connection,), {**limits, "idle": {}})
-    config = uvicorn.Config(app, port=0, http=protocol, log_config=None, lifespan="off", ws="none")
+    config = uvicorn.Config(app, http=protocol, log_config=None, lifespan="off", ws="none")
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+    address = bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([address],), daemon=True)
     thread.start()
     wait_until(lambda: server.started)
     with ExitStack() as stack:
-        yield Client(server, stack)
+        yield Client(server, address.getsockname()[1], stack)
         server.should_exit = server.force_exit = True
     thread.join(30)
     assert not thread.is_alive()
@@ -56,35 +59,13 @@ def wait_until(done) -> None:
 
 
 class Client:
-    def __init__(self, server, stack: ExitStack):
-        self.server, self.stack = server, stack
-        self.port = server.servers[0].sockets[0].getsockname()[1]
+    def __init__(self, server, port: int, stack: ExitStack):
+        self.server, self.port, self.stack = server, port, stack
 
     def connect(self, data: bytes = b"") -> socket.socket:
         connection = self.stack.enter_context(socket.create_connection(("127.0.0.1", self.port), timeout=30))
         connection.sendall(data)
         return connection
-
-
-def answer(connection: socket.socket) -> tuple[int, bytes]:
-    """Return status and body; 0 if the server has ended the connection."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        if not (more := receive(connection)):
-            return 0, b""
-        data += more
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    while len(body) < length and (more := receive(connection)):
-        body += more
-    return int(head.split()[1]), body
-
-
-def receive(connection: socket.socket) -> bytes:
-    try:
-        return connection.recv(65536)
-    except ConnectionError:
-        return b""
 
 
 def send_until_ended(connection: socket.socket, data: bytes, pause_s: float = 0.02) -> None:
@@ -111,6 +92,14 @@ def test_connections_are_kept_and_requests_sent_at_once_are_answered_in_order():
         while data.count(b"\r\n\r\n") < 2 or not data.endswith(b"7"):
             data += receive(connection)
         assert data.count(b" 200 ") == 2 and b"\r\n\r\n3HTTP/1.1" in data
+
+
+def test_answers_are_sent_at_once():
+    with serving() as client:
+        connection = client.connect(GET)
+        assert answer(connection) == (200, b"0")
+        [one] = client.server.server_state.connections
+        assert one.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize(
