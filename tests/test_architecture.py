@@ -28,6 +28,8 @@ SHORT = {
     "explanation.overlay": "one subject",
     "models.decoding": "one subject",
     "run_report.label_errors": "one rule, from one paper",
+    "serving.limits": "one subject",
+    "serving.monitor": "one subject",
     "system.terminal": "one subject",
 }
 # What one module, or one room, has to itself

@@ -99,7 +99,7 @@ class Bodies:
 
 
 class Guard:
-    """Around the app: the token, the headers of all answers, counts of requests, and the last line of errors.
+    """Around the app: the token, the headers of all answers, counts of requests, and the log of what fails.
 
     token: that requests of the API must bear; None: none. is_draining: answer new requests with 503.
     """
@@ -132,13 +132,8 @@ class Guard:
                 await error_response(error)(scope, receive, send_with_headers)
             else:
                 await self.app(scope, receive, send_with_headers)
-        except ClientDisconnect:
-            status = GIVEN_UP
-        except Exception:
+        except Exception:  # which has been answered
             log.exception("%s %s failed", scope["method"], scope["path"])
-            if not status:
-                error = ApiError("internal", "the server failed to answer this request")
-                await error_response(error)(scope, receive, send_with_headers)
         finally:
             path = getattr(scope.get("route"), "path", "other")
             self.service.monitor.add_request(path, status or GIVEN_UP, time.monotonic() - began)
@@ -176,6 +171,14 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def api_error(_: Request, error: ApiError) -> Response:
         return error_response(error)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(*_) -> Response:
+        return Response(status_code=GIVEN_UP)
+
+    @app.exception_handler(Exception)
+    async def internal(*_) -> Response:  # Guard logs it
+        return error_response(ApiError("internal", "the server failed to answer this request"))
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:

@@ -94,18 +94,19 @@ class Batcher:
             return
         self.started.set_result(None)
         while batch := self._next_batch():
-            began = time.monotonic()
+            began, results, failure = time.monotonic(), [], None
             try:
                 results = self.run(batch[0].key, [job.content for job in batch])
-                for job, result in zip(batch, results, strict=True):
-                    job.result.set_result(result)
             except Exception as error:  # of this batch; the next one may be computed
-                for job in batch:
-                    if not job.result.done():
-                        job.result.set_exception(error)
+                failure = error
             seconds = time.monotonic() - began
             self.on_batch(sum(job.num_photos for job in batch), [began - job.since for job in batch], seconds)
-            del batch  # whose photos must not be kept until the next one
+            for number, job in enumerate(batch):
+                if failure is None:
+                    job.result.set_result(results[number])
+                else:
+                    job.result.set_exception(failure)
+            del batch, results, job  # whose photos must not be kept until the next one
 
     def _next_batch(self) -> list[Job]:
         """Wait for jobs; return the next ones of one key, [] at the end."""
