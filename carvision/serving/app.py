@@ -155,8 +155,6 @@ def create_app(service: Service, token: str | None = None) -> Guard:
         description="Photos in; classes, heat maps, embeddings and the nearest training photos out.",
     )  # fmt: skip
     guard = Guard(app, service, token)
-    if token is not None:
-        app.openapi_components = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}
     _add_errors(app)
     _add_photo_routes(app, service)
     _add_lookups(app, service)

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
                 "%s can be reached from other machines, and there is no token: whoever reaches it may use the model; "
                 "--token-file FILE asks for one", options.host,
             )  # fmt: skip
-        keep_freed_memory()
+        keep_freed_memory(of_threads=True)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such photos are refused
         service = Service(load_models(options), max(1, min(16, num_cores() - 1)) if options.workers is None else
                           options.workers)  # fmt: skip

@@ -23,8 +23,8 @@ DEFAULTS = {
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # which Windows lacks
 # Options of malloc.h
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-CHOSEN_BY_THE_USER = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
+CHOSEN_BY_THE_USER = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX")
 
 
 def set_thread_defaults() -> None:
@@ -71,19 +71,24 @@ def collection_paused() -> Iterator[None]:
         gc.enable()
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(of_threads: bool = False) -> bool:
     """Keep freed memory in the process on Linux; return whether this system can do it.
 
     Call it before the first step. By default glibc returns large tensors to the kernel when they are freed, and the
     kernel hands the memory out again page by page, filled with zeros: 10,000 to 150,000 pages for each step on the CPU,
     a fifth to a third of its time (docs/benchmarks/step.md). Kept memory is simply reused. The peak grows by some
     percent, as blocks of different sizes leave gaps.
+
+    of_threads: also what other threads free, where one of them runs the network. By default each has an arena of its
+    own, of heaps of 64 MB, and returns what does not fit into them.
     """
     if any(name in os.environ for name in CHOSEN_BY_THE_USER):
         return False
     try:
         set_option = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc: macOS, Windows, musl
+        return False
+    if of_threads and not set_option(ARENA_MAX, 1):
         return False
     return bool(set_option(MMAP_THRESHOLD, 2**30)) and bool(set_option(TRIM_THRESHOLD, 2**31 - 1))
 

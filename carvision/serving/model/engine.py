@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from carvision.data.images import BLANK
@@ -30,12 +30,12 @@ NUM_TIMED = 7  # batches of each size; the median counts
 
 
 class Network:
-    """Runs a Predictor, or an Embedder, on the device. engine: a name of ENGINES.
+    """Runs a Predictor on the device. engine: a name of ENGINES.
 
     static: pad batches to powers of two, as the compiled network and torch-xla are built for each size.
     """
 
-    def __init__(self, predictor: nn.Module, device: torch.device, engine: str = "eager"):
+    def __init__(self, predictor: Predictor, device: torch.device, engine: str = "eager"):
         self.predictor, self.device, self.engine = predictor.to(device), device, engine
         if device.type == "cuda":
             predictor.to(memory_format=torch.channels_last)

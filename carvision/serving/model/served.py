@@ -13,6 +13,7 @@ from carvision.data.paths import nfc
 from carvision.embedding.embed import Embedder
 from carvision.errors import InputError
 from carvision.explanation.cam import CamMap, MapInput, choose_input, maps_of_images
+from carvision.inference.description import OperatingPoint
 from carvision.inference.model_file import LoadedClassifier
 from carvision.inference.predictor import Predictor
 from carvision.inference.rows import Layout, Row, rows_of
@@ -208,7 +209,7 @@ def split(values: Any, counts: Sequence[int]) -> list[Any]:
     return [values[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
-def default_threshold(points: Sequence[dict]) -> float | None:
+def default_threshold(points: Sequence[OperatingPoint]) -> float | None:
     """Return the threshold of the operating point of WANTED_ACCURACY, else of the most accurate one below."""
     reached = [point for point in points if point["accuracy"] <= WANTED_ACCURACY]
     return max(reached, key=lambda point: point["accuracy"])["threshold"] if reached else None
