@@ -90,9 +90,10 @@ class Server:
     def start(self, words: list[str]) -> None:
         self.stop()
         out = self.folder.with_name("server")
+        printed = out.with_suffix(".stdout")
+        printed.unlink(missing_ok=True)
         variables = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
         self.process = forked.start("carvision", "serve", *words, "--port=0", cwd=self.folder, env=variables, out=out)
-        printed = out.with_suffix(".stdout")
         forked.wait_until(
             lambda: not self.process.is_alive() or (printed.exists() and "serve: " in printed.read_text())
         )

@@ -43,8 +43,10 @@ function showBelief() {
   const points = Object.values(network.about.operating_points ?? {}).flat();
   const accuracies = [...new Set(points.map(({ accuracy }) => accuracy))].sort((a, b) => a - b);
   if (!accuracies.length) {
-    const text = "From which probability on an answer can be believed is not known here. This finds it out: ";
-    const command = el("code", {}, "carvision evaluate RUN --calibrate");
+    const isChosen = Object.keys(network.about.operating_points ?? {}).length > 0; // none is reached
+    const text = isChosen ? "No probability sets right answers apart: check every one."
+      : "From which probability on an answer can be believed is not known here. This finds it out: ";
+    const command = isChosen ? "" : el("code", {}, "carvision evaluate RUN");
     find("#belief").replaceChildren(el("p", { class: "note" }, text, command));
     return;
   }
