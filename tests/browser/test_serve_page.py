@@ -87,9 +87,12 @@ def test_the_network_lost_midway_is_said_and_found_again(start, photo_files):
     page.route("**/v1/model**", lambda route: route.abort("connectionrefused"))
     page.reload()
     assert page.locator("#trouble p").inner_text().startswith("The server can't be reached.")
+    page.set_input_files("#files", photo_files[1])
+    assert page.inner_text("#refused") == "The server has not answered yet: the photos wait for it."
     page.unroute("**/v1/model**")
     page.locator("#trouble button").click()
-    page.locator("#matches tbody tr").first.wait_for()
+    wait(page)
+    assert page.inner_text(".photo-title h2") == photo_files[1].name and page.locator("#refused").is_hidden()
 
 
 def test_a_busy_server_is_asked_again_and_a_proxy_is_understood(start, photo_files):

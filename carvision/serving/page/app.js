@@ -10,6 +10,7 @@ import { View } from "./view.js";
 const DEFAULT_ACCURACY = 0.95;
 let photos = []; // each {photo, view, tile}
 let chosen = null; // one of them
+let early = []; // files that came before the server has said what its network is
 
 /** Ask what the network is, fill in the page, and ask again for photos that are there. name: of one of several. */
 async function start(name = null) {
@@ -36,6 +37,7 @@ async function start(name = null) {
     entry.photo.predict();
   }
   if (chosen) choose(chosen);
+  add(early.splice(0));
 }
 
 /** Let the user choose how often an answer that is called sure has to be right. */
@@ -68,7 +70,11 @@ function showBelief() {
 // Photos come, are chosen, and go
 function add(files) {
   tell(find("#refused"), null);
-  if (!network.about) return tell(find("#refused"), "The server has not answered yet: wait a moment, then try again.");
+  if (!network.about) {
+    early.push(...files);
+    if (early.length) tell(find("#refused"), "The server has not answered yet: the photos wait for it.");
+    return;
+  }
   const added = [...files].map((file) => {
     const entry = { photo: new Photo(file), view: null, tile: null };
     entry.photo.addEventListener("change", () => {
