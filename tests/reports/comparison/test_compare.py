@@ -62,7 +62,7 @@ def test_the_command_writes_all_files_and_imports_neither_torch_nor_hydra(run_mo
     head, *rows = ([cell.strip() for cell in re.split(r"(?<!\\)\|", x)[1:-1]] for x in lines if x.startswith("|"))
     assert head[1:] == ["folds (2 folds)", r"\<b>\$x\|y", "cut_short (unfinished)", "two_heads"]
     cells = {row[0]: row[1:] for row in rows}
-    assert cells["val class top-1 %"] == ["**60.0 ± 14.1**", "55.0", "10.0", ""]
+    assert cells["val class top-1, %"] == ["**60.0 ± 14.1**", "55.0", "10.0", ""]
     assert cells["best epoch"] == ["2", "3", "1", "2"] and cells["parameters"][1] == "1,234,567"
     assert cells["wall minutes"][2:] == ["0.17", "**0.47**"]  # unfinished: not the shortest
 
