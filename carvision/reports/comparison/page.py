@@ -180,7 +180,7 @@ def against_charts(table: pd.DataFrame, key: str, metric: str) -> Markup:
                 texts = [f"{run}: {format_value(column, value)}" for run, value in rows[column].items()]
                 lines.append(Line("", rows[key].tolist(), values.tolist(), look, texts=texts, joined=False))
         if table[column].notna().any():
-            parts.append(Markup("<h3>{}</h3>{}").format(title, line_chart(
+            parts.append(Markup("<h3>{}</h3>{}").format(capitalised(title), line_chart(
                 lines, x, Axis(title, percent=is_fraction(column)), f"{title} by {key}")))  # fmt: skip
     if len(groups) > LOOKS:
         parts.append(Markup('<p class="note">The first {} of {} groups of runs; the table has all.</p>').format(

@@ -195,7 +195,7 @@ def settings_table(runs: Sequence[Run], names: Sequence[str], keys: Sequence[str
 def matrix_tables(matrix: Matrix) -> list[TextTable]:
     """Return the tables of the metric and of the minutes; the best are marked as by matrix_marks."""
     by, minutes = f"by {matrix.rows} and {matrix.columns}", matrix.minutes.to_numpy(float)
-    values = _matrix_table(matrix, matrix.values, matrix.metric, f"{title_of(matrix.metric)} {by}")
+    values = _matrix_table(matrix, matrix.values, matrix.metric, capitalised(f"{title_of(matrix.metric)} {by}"))
     for row, counts in zip(values.rows, matrix.counts.to_numpy(), strict=True):
         row[1:] = [f"{text} (of {count})" if count > 1 else text for text, count in zip(row[1:], counts, strict=True)]
     if (matrix.counts > 1).to_numpy().any():
