@@ -35,6 +35,12 @@ class Fold:
     intervals: dict[str, tuple[float, float]]
 
 
+def finished_folds(run: Path) -> list[Path]:
+    """Return the folders of a run's finished folds, by number; [] if it has none."""
+    parts = [part for part in run.glob("fold_*") if (part / "model.json").exists()] if run.is_dir() else []
+    return sorted(parts, key=lambda part: (len(part.name), part.name))  # fold_9 before fold_10
+
+
 def fold_of(results: RunResults) -> Fold:
     """Return what is shown of a fold, without its model."""
     judged, measured = results.judged[results.split], results.measured

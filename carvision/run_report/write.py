@@ -25,7 +25,7 @@ from carvision.run_report.examples import (
     wrong_labels,
 )
 from carvision.run_report.facts import curves, data_sheet, run_facts, run_warnings
-from carvision.run_report.folds import LABEL_ERRORS, Fold, fold_of, write_folds_page, write_label_errors
+from carvision.run_report.folds import LABEL_ERRORS, Fold, finished_folds, fold_of, write_folds_page, write_label_errors
 from carvision.run_report.gather import RunResults, gather
 from carvision.run_report.verdict import threshold_of, verdict
 
@@ -43,8 +43,7 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
     of photos that the network was not trained on are probably wrong. Raises InputError if the model or its photos
     can't be read.
     """
-    folds = [part for part in sorted(run.glob("fold_*")) if (part / "model.json").exists()] if run.is_dir() else []
-    if not folds:
+    if not (folds := finished_folds(run)):
         return _write_run(gather(run, overrides, device))
     tested: dict[str, Fold] = {}
     for fold in folds:
@@ -108,7 +107,7 @@ def write_reports(folder: Path) -> Iterator[Path]:
     A page that can't be written is a warning: the run itself is whole.
     """
     for part in [folder, *sorted(folder.glob("seed_*"))]:
-        if (part / "model.json").exists() or any(part.glob("fold_*/model.json")):
+        if (part / "model.json").exists() or finished_folds(part):
             try:
                 page = write_report(part, [])
             except Exception as error:  # whatever it is, training has ended well

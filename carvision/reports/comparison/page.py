@@ -12,11 +12,14 @@ from carvision.reports.comparison.frame import finest_metric, is_fraction, lower
 from carvision.reports.comparison.plots import WIDE_RANGE, in_unit, is_wide
 from carvision.reports.comparison.runs import Run
 from carvision.reports.comparison.tables import (
+    MAX_UPRIGHT,
     by_data_set,
+    capitalised,
     format_cells,
     format_value,
     name_of,
     run_names,
+    runs_table,
     shown_columns,
     title_of,
 )
@@ -36,25 +39,27 @@ def write_compare_page(
     frame: pd.DataFrame,
     runs: Sequence[Run],
     metric: str,
-    notes: Sequence[str],
+    notes: Mapping[str, Sequence[str]],
     studies: Mapping[str, Sequence[TextTable]],
     charts: Mapping[str, Markup],
 ) -> None:
     """Write compare.html.
 
-    frame: of the runs, in their order. metric: by which runs are judged. notes: below the tables of runs. studies:
-    {heading: tables}. charts: {heading of a study: chart above its tables}.
+    frame: of the runs, in their order. metric: by which runs are judged. notes: {data set: below its
+    table}. studies: {heading: tables}. charts: {heading of a study: chart above its tables}.
     """
     groups = []
     by_name = dict(zip(frame.index, runs, strict=True))
     for name, part in by_data_set(frame).items():
+        is_long = len(part) > MAX_UPRIGHT
         own = [by_name[run] for run in part.index]
         judged = metric if metric in part and part[metric].notna().any() else finest_metric(part, own)
-        groups.append({"name": name, "table": runs_by_row(part), "charts": [*curves(part, own, judged),
-                       *trade_offs(part, judged)]})  # fmt: skip
-    write_template(
-        file, "compare.html", title=title, about=about, groups=groups, notes=notes, studies=studies, charts=charts
-    )
+        charts_of_runs = [*curves(part, own, judged), *trade_offs(part, judged)]
+        table = runs_by_row(part) if is_long else runs_table(part, "Runs", [], upright=True)
+        groups.append(
+            {"name": name, "table": table, "is_long": is_long, "notes": notes[name], "charts": charts_of_runs}
+        )
+    write_template(file, "compare.html", title=title, about=about, groups=groups, studies=studies, charts=charts)
 
 
 def runs_by_row(frame: pd.DataFrame) -> TextTable:
@@ -143,7 +148,7 @@ def trade_offs(frame: pd.DataFrame, metric: str) -> list[tuple[str, Markup, str]
         y = Axis(title_of(metric), percent=is_fraction(metric))
         note = f"No run is both better and {'faster' if unit else 'cheaper'} than one of the Pareto front: "
         note += "; ".join(texts[i] for i in front) + "."
-        found.append((what[:1].upper() + what[1:], line_chart(lines, x, y, what), note if len(front) else ""))
+        found.append((capitalised(what), line_chart(lines, x, y, what), note if len(front) else ""))
     return found
 
 
@@ -175,7 +180,7 @@ def against_charts(table: pd.DataFrame, key: str, metric: str) -> Markup:
                 texts = [f"{run}: {format_value(column, value)}" for run, value in rows[column].items()]
                 lines.append(Line("", rows[key].tolist(), values.tolist(), look, texts=texts, joined=False))
         if table[column].notna().any():
-            parts.append(Markup("<h3>{}</h3>{}").format(title, line_chart(
+            parts.append(Markup("<h3>{}</h3>{}").format(capitalised(title), line_chart(
                 lines, x, Axis(title, percent=is_fraction(column)), f"{title} by {key}")))  # fmt: skip
     if len(groups) > LOOKS:
         parts.append(Markup('<p class="note">The first {} of {} groups of runs; the table has all.</p>').format(

@@ -142,12 +142,13 @@ def _write(
     about = "Metrics of each run's best epoch, the test with the weights of that epoch."
     if epoch is not None:
         about = f"Metrics at the end of epoch {epoch}, wall minutes of training until then."
-    parts, run_of = by_data_set(frame), dict(zip(frame.index, runs, strict=True))
-    within = (differing_keys([run_of[name] for name in part.index]) for part in parts.values())
-    notes = _notes(frame, list(dict.fromkeys(itertools.chain.from_iterable(within))))
+    parts, by_name = by_data_set(frame), dict(zip(frame.index, runs, strict=True))
+    notes = {name: _notes(part, differing_keys([by_name[run] for run in part.index])) for name, part in parts.items()}
     several = len(parts) > 1
-    tables = [runs_table(part, f"Metrics on {name}" if several else "Metrics", []) for name, part in parts.items()]
-    tables[-1].notes.extend(notes)
+    tables = [
+        runs_table(part, f"Metrics on {name}" if several else "Metrics", list(notes[name]))
+        for name, part in parts.items()
+    ]
     tables += studies
     if keys:
         tables.append(settings_table(runs, list(frame.index), keys))
@@ -163,8 +164,8 @@ def _write(
         first = metric if part[metric].notna().any() else finest_metric(part.dropna(axis="columns", how="all"), [])
         ranked = [first, first.replace("val/", "test/"), "wall_min", "cost"]
         print_runs(part, name if several else f"{title}. {about}", console, ranked)
-    for note in notes:
-        console.print(Text(note, "dim"))
+        for note in notes[name]:
+            console.print(Text(note, "dim"))
     for table in studies:
         print_table(table, console)
 

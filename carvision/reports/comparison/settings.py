@@ -152,7 +152,8 @@ class Matrix:
     """A table of runs by two settings, such as R4's networks by optimizers.
 
     rows, columns: the settings. values, minutes: the metric and the wall minutes of the best run of each cell; counts:
-    the number of its runs. data_sets: of its runs, SEVERAL if they differ, "" for none.
+    the number of its runs. unfinished: whether that best run is. data_sets: of its runs, SEVERAL if they differ, "" for
+    none.
     """
 
     rows: str
@@ -161,6 +162,7 @@ class Matrix:
     values: pd.DataFrame
     minutes: pd.DataFrame
     counts: pd.DataFrame
+    unfinished: pd.DataFrame
     data_sets: pd.DataFrame
 
 
@@ -174,7 +176,8 @@ def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str,
     labels = {key: list(dict.fromkeys(_in_order(values))) for key, values in keys.items()}
     values = np.full((len(labels[rows]), len(labels[columns])), np.nan)
     minutes, counts, data_sets = values.copy(), np.zeros(values.shape, np.int64), np.full(values.shape, "", object)
-    of_run = data_sets_of(runs)
+    of_run, is_open = data_sets_of(runs), (frame["state"] == "unfinished").to_numpy()
+    unfinished = np.zeros(values.shape, bool)
     sign = -1 if lower_is_better(metric) else 1
     for i, (row, column) in enumerate(zip(keys[rows], keys[columns], strict=True)):
         value = float(frame[metric].iloc[i])
@@ -184,9 +187,9 @@ def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str,
         counts[at] += 1
         data_sets[at] = of_run[i] if data_sets[at] in ("", of_run[i]) else SEVERAL
         if counts[at] == 1 or sign * value > sign * values[at]:
-            values[at], minutes[at] = value, frame["wall_min"].iloc[i]
+            values[at], minutes[at], unfinished[at] = value, frame["wall_min"].iloc[i], is_open[i]
     index, header = pd.Index(labels[rows], name=rows), pd.Index(labels[columns], name=columns)
-    frames = (pd.DataFrame(cells, index, header) for cells in (values, minutes, counts, data_sets))
+    frames = (pd.DataFrame(cells, index, header) for cells in (values, minutes, counts, unfinished, data_sets))
     return Matrix(rows.replace(",", ", "), columns.replace(",", ", "), metric, *frames)
 
 

@@ -41,6 +41,11 @@ def name_of(column: str) -> str:
     return " ".join(words.get(word, word.replace("_", " ")) for word in text.split("/"))
 
 
+def capitalised(text: str) -> str:
+    """Return a heading with a capital first letter, and all others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def _as_shown(column: str, value: float) -> tuple[float, int]:
     """Return a value in the unit in which it is shown (%, minutes, epochs from 1), and its digits after the point."""
     if is_fraction(column):
@@ -190,7 +195,7 @@ def settings_table(runs: Sequence[Run], names: Sequence[str], keys: Sequence[str
 def matrix_tables(matrix: Matrix) -> list[TextTable]:
     """Return the tables of the metric and of the minutes; the best are marked as by matrix_marks."""
     by, minutes = f"by {matrix.rows} and {matrix.columns}", matrix.minutes.to_numpy(float)
-    values = _matrix_table(matrix, matrix.values, matrix.metric, f"{title_of(matrix.metric)} {by}")
+    values = _matrix_table(matrix, matrix.values, matrix.metric, capitalised(f"{title_of(matrix.metric)} {by}"))
     for row, counts in zip(values.rows, matrix.counts.to_numpy(), strict=True):
         row[1:] = [f"{text} (of {count})" if count > 1 else text for text, count in zip(row[1:], counts, strict=True)]
     if (matrix.counts > 1).to_numpy().any():
@@ -219,9 +224,11 @@ def matrix_marks(matrix: Matrix, frame: pd.DataFrame, column: str) -> list[list[
     "overall" for that of all cells, else "".
 
     Runs on different data sets are never compared: "best" is then the best of the cells of its row on the same data
-    set, "overall" that of all cells on it. A single cell, and one with runs on several data sets, has no mark.
+    set, "overall" that of all cells on it. A single cell, and one with runs on several data sets, has no mark, nor
+    has the time of an unfinished run.
     """
-    shown = frame.map(lambda value: round_value(column, value)).to_numpy(float)
+    ended = frame.where(~matrix.unfinished) if column in TIMES else frame
+    shown = ended.map(lambda value: round_value(column, value)).to_numpy(float)
     data_sets, marks = matrix.data_sets.to_numpy(object), np.full(shown.shape, "", object)
     extreme = np.nanmin if lower_is_better(column) else np.nanmax
     for data_set in {*data_sets[~np.isnan(shown)]} - {SEVERAL}:

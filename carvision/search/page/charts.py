@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from carvision.reports.charts import LOOKS, Axis, Line, bar_chart, line_chart
 from carvision.reports.comparison.frame import is_fraction, lower_is_better, pareto_front
-from carvision.reports.comparison.tables import name_of, title_of
+from carvision.reports.comparison.tables import capitalised, name_of, title_of
 from carvision.reports.page import Section
 from carvision.reports.tables import TextTable, percent
 from carvision.search.build import Sweep
@@ -69,7 +69,7 @@ def _history(metric: str, mode: str, results: Sequence[tuple[FrozenTrial, float]
         Line("best so far", *steps, 1, marked=False),
         Line("trial", numbers, values, 0, texts=[_text(metric, *result) for result in results], joined=False),
     ]
-    title = f"{name_of(metric)} by trial"
+    title = capitalised(f"{name_of(metric)} by trial")
     return Section(title, markup=line_chart(lines, Axis("trial", whole=True), _axis(metric, values), title))
 
 
@@ -89,7 +89,7 @@ def _pareto(sweep: Sweep, done: Sequence[FrozenTrial]) -> list[Section]:
     for name, rows, look in (("on the Pareto front", front, 1), ("others", np.setdiff1d(np.arange(len(x)), front), 0)):
         texts = [f"{_text(first, done[i], x[i])}; {second} {value_text(second, y[i])}" for i in rows]
         lines.append(Line(name, x[rows].tolist(), y[rows].tolist(), look, texts=texts, joined=False))
-    title = f"{name_of(second)} against {name_of(first)}"
+    title = capitalised(f"{name_of(second)} against {name_of(first)}")
     return [Section(title, markup=line_chart(lines, _axis(first, x.tolist()), _axis(second, y.tolist()), title))]
 
 
@@ -129,7 +129,7 @@ def _by_epoch(sweep: Sweep, study: optuna.Study) -> list[Section]:
         ]
         look = min(rank, LOOKS - 1)
         lines.append(Line(name, epochs, values, look, texts=texts, marked=look < LOOKS - 1))
-    title = f"{name_of(metric)} by epoch"
+    title = capitalised(f"{name_of(metric)} by epoch")
     x = Axis("epoch", whole=True)
     note = f"The best {MAX_CURVES} of {len(trials)} trials." if len(trials) > MAX_CURVES else ""
     return [Section(title, [note] if note else [], markup=line_chart(lines, x, _axis(metric, ends), title))]
@@ -138,7 +138,7 @@ def _by_epoch(sweep: Sweep, study: optuna.Study) -> list[Section]:
 def _by_key(key: str, metric: str, trials: Sequence[FrozenTrial]) -> Section:
     """Return the values of the first objective by a sampled key: a chart of numbers, a table of choices."""
     values = [_value(trial) for trial in trials]
-    title, distribution = f"{name_of(metric)} by {key}", trials[0].distributions[key]
+    title, distribution = capitalised(f"{name_of(metric)} by {key}"), trials[0].distributions[key]
     if isinstance(distribution, CategoricalDistribution):
         of_choice: dict[str, list[float]] = {}
         for trial, value in zip(trials, values, strict=True):

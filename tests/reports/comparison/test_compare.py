@@ -67,6 +67,19 @@ def test_the_command_writes_all_files_and_imports_neither_torch_nor_hydra(run_mo
     assert cells["wall minutes"][2:] == ["0.17", "**0.47**"]  # unfinished: not the shortest
 
 
+def test_notes_are_below_the_runs_that_they_concern(tmp_path, capsys):
+    write_folds(tmp_path / "runs" / "folds", [(0.2, 0.5), (0.3, 0.7)], data__name="oxford102")
+    write_run(tmp_path / "runs" / "whole", data__name="oxford102", loss__gamma=2)
+    write_run(tmp_path / "runs" / "cars", finished=False, data__name="stanford_cars", data__batch_size=8)
+    write_comparison([tmp_path / "runs"], tmp_path / "out")
+    page = (tmp_path / "out" / "compare.html").read_text().split("<h2")[1:]
+    markdown = (tmp_path / "out" / "compare.md").read_text().split("\n## ")[1:]
+    for texts in (page, markdown, re.split("oxford102|stanford_cars", capsys.readouterr().out)[1:]):
+        flowers, cars = sorted(texts[:2], key=lambda text: "Unfinished:" in text)
+        assert "deviation over the folds" in flowers and "different losses (loss.gamma)" in flowers
+        assert "deviation over" not in cars and "different losses" not in cars and "Unfinished:" in cars
+
+
 def test_folders_without_runs_and_wrong_options_are_one_line_and_write_nothing(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

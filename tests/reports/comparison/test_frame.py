@@ -257,14 +257,32 @@ def test_the_matrix_has_the_best_run_of_each_cell(tmp_path, caplog):
 
 def test_a_matrix_marks_the_best_within_a_data_set():
     frame = pd.DataFrame([[0.7, 0.9, NAN], [0.8, 0.8, 0.5], [0.9, NAN, NAN]])
-    one = Matrix("", "", "", frame, frame, frame, frame.map(lambda value: "cars" if value > 0 else ""))
+    ended = frame.map(lambda value: False)
+    one = Matrix("", "", "", frame, frame, frame, ended, frame.map(lambda value: "cars" if value > 0 else ""))
     assert matrix_marks(one, frame, "val/class/top1") == [
         ["", "overall", ""], ["best", "best", ""], ["overall", "", ""]
     ]  # fmt: skip
     assert matrix_marks(one, frame, "wall_min") == [["best", "", ""], ["", "", "overall"], ["", "", ""]]
     data_sets = pd.DataFrame([["cars", "pets", ""], ["cars", "pets", "pets"], [SEVERAL, "", ""]])
-    two = Matrix("", "", "", frame, frame, frame, data_sets)
+    two = Matrix("", "", "", frame, frame, frame, ended, data_sets)
     assert matrix_marks(two, frame, "val/class/top1") == [["", "overall", ""], ["overall", "best", ""], ["", "", ""]]
+
+
+def test_the_time_of_an_unfinished_run_is_not_the_shortest_of_a_matrix(tmp_path):
+    for i, (epochs, finished) in enumerate([((0.5,), False), ((0.3, 0.4), True), ((0.3, 0.4, 0.4), True)]):
+        write_run(tmp_path / str(i), epochs, finished=finished, optimizer__lr=10.0**-i, model__backbone="vgg")
+    values, minutes = matrix_tables(matrix_of(*compared(tmp_path), "model.backbone", "optimizer.lr", "val/class/top1"))
+    assert minutes.header[1:] == ["0.01", "0.1", "1"] and values.marks == [["", "", "", "overall"]]
+    assert minutes.marks == [["", "", "overall", ""]]
+
+
+def test_a_data_set_has_the_columns_of_its_own_heads(tmp_path):
+    write_run(tmp_path / "flowers", (0.5,), data__name="oxford102")
+    write_run(tmp_path / "cars", (0.5,), ("make", "model"), data__name="stanford_cars")
+    frame, _ = compared(tmp_path)
+    flowers, cars = frame[frame["val/class/top1"].notna()], frame[frame["val/make/top1"].notna()]
+    assert not {"val/class/loss", "val/joint/top1"} & {column for group in shown_columns(flowers) for column in group}
+    assert {"val/make/loss", "val/joint/top1"} <= {column for group in shown_columns(cars) for column in group}
 
 
 def test_cells_of_a_matrix_know_their_data_sets(tmp_path):
