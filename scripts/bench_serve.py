@@ -7,9 +7,9 @@
 
 load: 32 clients, one photo a request, the next as soon as the answer is there, against model.predict with 32 photos at
 a time, and against bare decoding and network, 32 at a time; /livez is asked all the while. one: one client, against a
-bare batch of one; the fastest tenth (p10) shows what other programs on the machine disturb least. crowd: 256 clients with one and with 4 photos a request. ready: from the start of the command to
-/readyz, against a process that imports carvision and loads the model. long: the server's memory and /livez over
---minutes of 32 clients.
+bare batch of one; other programs disturb the fastest tenth (p10) least. crowd: 256 clients with one and with 4 photos a
+request. ready: from the start of the command to /readyz, against a process that imports carvision and loads the model.
+long: the server's memory and /livez over --minutes of 32 clients.
 Candidates take turns; a ratio is the median of those of each round. The clients, tasks of this process that send
 requests prepared before, take part of the same cores. CPU is that of the server's processes, a photo answered.
 """
@@ -137,8 +137,8 @@ class Here:
 
 # Clients
 
-# A process of its own, as the loop of the clients would be late
 PROBE = """
+# In a process of its own, as the loop of the clients would be late
 import http.client, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
@@ -343,7 +343,7 @@ def measure_one(options: argparse.Namespace, here: Here) -> dict:
     for one, base in [(one, base) for each in rest for one, base in zip(each, bare, strict=True)]:
         one |= {f"{key} above": one[f"{key}_ms"] - base[f"{key}_ms"] for key in ("p50", "p10")}
     summary = summarise(samples, baseline="bare, one photo")
-    print(f"\none client\n\n{table(summary, ['p50_ms', 'above_ms'])}", flush=True)
+    print(f"\none client\n\n{table(summary, ['p50_ms', 'p50 above', 'p10_ms', 'p10 above'])}", flush=True)
     return {"samples": samples, "summary": summary}
 
 
