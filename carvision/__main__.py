@@ -25,7 +25,8 @@ GROUPS = {
 HELP = """Train a network to tell similar things apart in photos, and use it.
 
   carvision train                                   drawn demo data: a minute
-  carvision train data=folder data.root=photos      your photos
+  carvision train experiment=quick data=folder data.root=photos
+                                                    your photos: a good model soon
   carvision report latest                           how good the newest run is
   carvision predict latest photo.jpg
 

@@ -4,6 +4,7 @@ from __future__ import annotations  # so that it also runs with a Python that is
 
 import argparse
 import os
+import shutil
 import sys
 
 from carvision.diagnosis.examine import examine
@@ -15,7 +16,7 @@ how to fix it: versions and builds of packages, GPUs, cores, memory, disk, speed
 of decoding, settings. Exit status 1 if something will break, else 0.
 
   carvision doctor
-  carvision doctor --data photos --out /scratch/runs    also how fast the photos are read
+  carvision doctor --data photos --out /scratch/runs    also reads the photos
 """
 
 
@@ -41,7 +42,10 @@ def doctor(arguments: list[str] | None = None) -> int:
 
 
 def _to_terminal(text: str) -> None:
-    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    cut = text[
+        : shutil.get_terminal_size().columns - 1
+    ]  # of a line that wraps, the next text would erase the end alone
+    print(f"\r\033[K{cut}", end="", file=sys.stderr, flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:

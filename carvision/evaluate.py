@@ -55,7 +55,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--samples", type=whole_from(0), default=1000, metavar="N", help="of the bootstrap (1000); 0: no intervals")
     add(
         "--temperature", choices=["stored", "fit", "none"], default="stored",
-        help="stored in the model, or fitted on the run's validation photos if there is none (default); fit: fit again",
+        help="stored in the model, or fitted on the run's validation photos if there is none (default); fit: fit again "
+        "and choose the operating points again",
     )  # fmt: skip
     add("--keras", action="store_true", help="also show precision and recall as Keras counts them (all p > 0.5)")
     add_device(parser)

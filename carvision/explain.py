@@ -3,11 +3,11 @@
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 from carvision.config.options import (
     add_device,
     add_out_folder,
+    add_photos,
     add_run,
     create_parser,
     log_to_stderr,
@@ -50,12 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = create_parser("explain", HELP)
     add = parser.add_argument
     add_run(parser)
-    add("photos", nargs="*", metavar="PHOTO", help="photos, folders, or - for a path a line from a pipe")
-    add("--list", type=Path, metavar="FILE", dest="listed", help="a path a line; or a .csv, .tsv, .parquet with a "
-                    "column path, perhaps left, top, right, bottom (a box)")  # fmt: skip
-    add("--root", type=Path, metavar="DIR", help="what relative paths of a list are relative to "
-                    "(default: of a run's splits.csv its data root, else the current folder)")  # fmt: skip
-    add("--split", metavar="NAME", help="only the rows of the table that have this in their column split")
+    add_photos(parser)
     add_out_folder(parser, "RUN/explanations/<time>")
     add("--head", metavar="LABEL", help="the label whose class is explained (default: the last)")
     add("--class", metavar="CLASS", dest="class_", help="explain this class, its id or its name, instead of the "

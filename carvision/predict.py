@@ -6,7 +6,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carvision.config.options import add_device, add_run, create_parser, log_to_stderr, run_of, whole_from, words_of
+from carvision.config.options import (
+    add_device,
+    add_photos,
+    add_run,
+    create_parser,
+    log_to_stderr,
+    run_of,
+    whole_from,
+    words_of,
+)
 from carvision.errors import drop_output, one_line_errors
 
 if TYPE_CHECKING:
@@ -66,12 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = create_parser("predict", HELP)
     add = parser.add_argument
     add_run(parser)
-    add("photos", nargs="*", metavar="PHOTO", help="photos, folders, or - for a path a line from a pipe")
-    add("--list", type=Path, metavar="FILE", dest="listed", help="a path a line; or a .csv, .tsv, .parquet "
-                    "with a column path, perhaps left, top, right, bottom (a box), and the true classes")  # fmt: skip
-    add("--root", type=Path, metavar="DIR", help="what relative paths of a list are relative to "
-                    "(default: of a run's splits.csv its data root, else the current folder)")  # fmt: skip
-    add("--split", metavar="NAME", help="only the rows of the table that have this in their column split")
+    add_photos(parser, ", and the true classes")
     add("--out", type=Path, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet (default: CSV to stdout)")
     add("--overwrite", action="store_true", help="replace FILE")
     add("--top", type=whole_from(1), default=1, metavar="K", help="so many classes of each head (1)")

@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ def fit(overrides: list[str]) -> tuple[Path, dict]:
     """Train in this process as the command does with these overrides; return the folder and the contents of
     metrics.json, {} if the run is not finished. See carvision.fit."""
     set_thread_defaults()
+    warnings.filterwarnings("ignore", "IProgress not found")  # tqdm's, of a notebook; can_show_bar says it
     cfg = compose_alone("train", overrides)
     devices = cfg.trainer.devices
     is_one = devices == 1 or (not isinstance(devices, str | int) and len(devices) == 1)
@@ -73,8 +75,7 @@ def write_pages(folder: Path) -> None:
     """Write report.html of a finished run, or of each of its folds or seeds."""
     from carvision.run_report.write import write_reports  # imports what training itself doesn't need
 
-    write_reports(folder)
-    if (page := folder / "report.html").exists():
+    for page in write_reports(folder):
         print(fold(f"page: {page}", sys.stdout))
 
 

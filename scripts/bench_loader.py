@@ -78,11 +78,11 @@ def main() -> None:
             if options.python_part:
                 print(f"{case}: {python_part(case, root, options):.1f} us a photo hold Python's lock")
                 continue
-            if options.waiting:
-                measure_waiting(case, root, options)
-                continue
             if case == "decoded":
                 pack_decoded(root, root.with_name("pack"), options)
+            if options.waiting:
+                measure_waiting(case, root.with_name("pack") if case == "decoded" else root, options)
+                continue
             for threads in options.threads:
                 results[f"{case}, {threads}"] = compare(case, root, threads, options)
     write(options.out, {"machine": machine(), "results": results})

@@ -246,7 +246,7 @@ def normalised(file: Path, work: Path) -> str:
         return "".join(f"{','.join(row[i] for i in kept)}\n" for row in rows)
     if file.suffix == ".json":
         return json.dumps(without_volatile(json.loads(text)), indent=1, ensure_ascii=False) + "\n"
-    return re.sub(r"^.* min wall, .*\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"^.* (min|s) wall, .*\n", "", text, flags=re.MULTILINE)
 
 
 def without_volatile(value: object) -> object:

@@ -1,5 +1,7 @@
 """Heavy imports stay late; imports are counted, as no busy machine changes that (scripts/bench_start.py has times)."""
 
+import contextlib
+import io
 import os
 import re
 import shutil
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import carvision
-from carvision.__main__ import commands
+from carvision.__main__ import commands, main
 from carvision.config.overrides import require_overrides
 from carvision.errors import InputError
 from tests.conftest import ROOT
@@ -68,6 +70,26 @@ def test_carvision_lists_its_commands_and_imports_nothing_heavy():
     assert text.endswith("type: carvision train data=folder 'a b'\n")
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("command", ["--help", *COMMANDS])
+def test_help_fits_a_terminal_and_breaks_no_word(command, monkeypatch):
+    shown = {}
+    for columns in (80, 120, 400):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        monkeypatch.setattr(sys, "argv", ["carvision"])  # which the command sets
+        with contextlib.suppress(SystemExit):
+            main([command, "--help"])
+        shown[columns] = sys.stdout.getvalue()
+    for columns in (80, 120):
+        assert max(map(len, shown[columns].splitlines())) <= columns
+        assert sorted(shown[columns].split()) == sorted(shown[400].split())
+
+
 def test_importing_carvision_imports_nothing_else():
     _, imported = python("-c", "import carvision; carvision.fit, carvision.load, carvision.Run")
     assert {name for name in imported if name.startswith("carvision")} == {"carvision"} and not imported & HEAVY
@@ -90,7 +112,8 @@ def test_options_as_other_programs_have_them_are_answered_with_the_line_to_type(
     for command in ("train", "sweep"):
         with pytest.raises(InputError) as error:
             require_overrides(command, line.split())
-        assert str(error.value).endswith(f"; type: carvision {command} {LINES[line]}")
+        quick = "experiment=quick " * (command == "train" and line == "photos")
+        assert str(error.value).endswith(f"; type: carvision {command} {quick}{LINES[line]}")
         require_overrides(command, LINES[line].replace("<value>", "5").split())
     with pytest.raises(InputError, match=r"--lrr: is no option of this command.*; nearest: lr"):
         require_overrides("train", ["--lrr", "1"])

@@ -23,8 +23,8 @@ LAYERS = re.compile(r"^model\.(embedding|difference|heads\.\*)\.")  # their keys
 class Key:
     """Describe a key, such as data.split.kind; "*" in a name stands for any one name.
 
-    comment: what conf/ says of it; "" for those of phases, which no file has. allowed: what its value may be: "one of
-    auto, official". default: as conf/ writes it; "" if no file has the key. only_with: the choice that has the key,
+    comment: what conf/ says of it. allowed: what its value may be: "one of auto, official". default: as conf/ writes
+    it; "" for the keys of phases, of which a file has the comments alone. only_with: the choice that has the key,
     such as optimizer=sgd, if that is not the default. others: {choice: its default} where that differs. file: the path
     below conf/.
     """
@@ -92,8 +92,8 @@ def _matches(word: str, name: str) -> bool:
 def _key(name: str, check: Check, entries: list[tuple[str, _Entry]], trunk: dict[str, _Entry]) -> Key:
     """Describe a key by what the files say, the default's first: (choice, "" for the default's files; its entry)."""
     allowed = (check(_Nothing()) or "any value").removesuffix(", or null") + (" or null" if check(None) is None else "")
-    if not entries:  # of a phase, which no file has
-        return Key(name, "", allowed, "", "", {}, "")
+    if not entries:
+        return Key(name, _comments_alone().get(name, ""), allowed, "", "", {}, "train.yaml")
     choice, first = entries[0]
     # What a file says of another choice's key may be true of that choice alone
     comment = next((entry.comment for other, entry in entries if entry.comment and (other == "" or choice)), "")
@@ -120,6 +120,13 @@ def _files_of(group: str) -> list[tuple[str, dict[str, _Entry]]]:
     first = [file for file in files if file.stem == default]
     found = [("", _entries(file)) for file in (*first, *shared, *inner)]
     return found + [(f"{group}={file.stem}", _entries(file)) for file in files if file not in first]
+
+
+@cache
+def _comments_alone() -> dict[str, str]:
+    """Return {key: comment} of the keys of phases, whose names are the user's: conf/ has the comments alone."""
+    text = (conf_dir() / "train.yaml").read_text(encoding="utf-8")
+    return dict(re.findall(r"^# (phases\.\S+): (.*)$", text, re.MULTILINE))
 
 
 def _commands() -> list[Path]:

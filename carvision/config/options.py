@@ -55,6 +55,20 @@ def run_or_folder(text: str) -> Path:
     return run_of(text) if text == LATEST else Path(text)
 
 
+def add_photos(parser: argparse.ArgumentParser, columns: str = "") -> None:
+    """Add the options of inference.sources: PHOTO..., --list, --root, --split.
+
+    columns: of a list, beside path and box, that the command reads: ", and the true classes".
+    """
+    add = parser.add_argument
+    add("photos", nargs="*", metavar="PHOTO", help="photos, folders, or - for a path a line from a pipe")
+    add("--list", type=Path, metavar="FILE", dest="listed", help="a path a line; or a .csv, .tsv, .parquet with a "
+                    f"column path, perhaps left, top, right, bottom (a box){columns}")  # fmt: skip
+    add("--root", type=Path, metavar="DIR", help="what relative paths of a list are relative to "
+                    "(default: of a run's splits.csv its data root, else the current folder)")  # fmt: skip
+    add("--split", metavar="NAME", help="only the rows of the table that have this in their column split")
+
+
 def add_out_folder(parser: argparse.ArgumentParser, default: str) -> None:
     """Add --out DIR. default: where the command writes without it, for --help."""
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to write (default: {default})")

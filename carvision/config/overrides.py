@@ -115,7 +115,8 @@ def require_overrides(command: str, words: list[str]) -> None:
             typed += _meant(command, name, value)
         elif not equals and (chosen := _chosen_data(word)):
             wrong = wrong or word
-            typed += chosen
+            is_all = command == "train" and len(words) == 1  # whoever types no more wants a good model soon
+            typed += [*(["experiment=quick"] if is_all else []), *chosen]
         else:
             typed.append(word)
     if wrong:

@@ -58,7 +58,7 @@ def examine_packages(answers: dict[str, dict], data: str | None, report: Callabl
     steps = [f"import:{name}" for name in modules]
     if "torch" in modules:
         steps.insert(1, "devices")
-    report("importing torch and the other packages, and decoding photos, which may take half a minute")
+    report("importing packages, decoding photos: up to half a minute")
     answers.update(probe([*steps, "decoding", *([f"data:{data}"] if data else [])]))
     yield "packages", ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     if "seconds" in answers.get("import:torch", {}):

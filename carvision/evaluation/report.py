@@ -119,7 +119,7 @@ def _write_texts(
     """Write results.txt and evaluation.md; print the tables that are for the terminal."""
     write_markdown(folder / "evaluation.md", title, about, sections_of(tables, pictures))
     with open_new(folder / "results.txt", "w", encoding="utf-8") as file:
-        for console, shown in ((Console(), printed), (Console(file=file, width=80), tables)):
+        for console, shown in ((Console(), printed), (Console(file=file, width=80, force_jupyter=False), tables)):
             console.print(Text(f"{title}. {about}"))
             for table in shown:
                 print_table(table, console)

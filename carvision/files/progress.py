@@ -38,9 +38,16 @@ def _create_bar(*columns: "ProgressColumn", keep: bool = False) -> "Progress":
 
 
 def can_show_bar() -> bool:
-    """Return whether a bar can be drawn: on a terminal, or in a notebook that has ipywidgets, with which rich draws."""
-    in_notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
-    return sys.stderr.isatty() or in_notebook
+    """Return whether a bar can be drawn: on a terminal, or in a notebook that has ipywidgets, with which rich draws.
+
+    If only ipywidgets is missing, log how to install it.
+    """
+    if sys.stderr.isatty() or "ipykernel" not in sys.modules:
+        return sys.stderr.isatty()
+    if importlib.util.find_spec("ipywidgets") is not None:
+        return True
+    log.info("no progress bar: in a notebook it needs ipywidgets (%pip install ipywidgets)")
+    return False
 
 
 @contextlib.contextmanager

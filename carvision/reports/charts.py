@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 WIDE_PX, NARROW_PX = (720, 300), (350, 250)  # width and height of the whole chart
-TOP_PX, BOTTOM_PX, RIGHT_PX, LETTER_PX = 12, 42, 14, 6.9  # margins; a letter's width at 12 px
+TOP_PX, BOTTOM_PX, RIGHT_PX, LETTER_PX = 12, 42, 20, 6.9  # margins; a letter's width at 12 px
 MARKERS = "osdvxp"  # of LOOKS, in their order
 LOOKS = 6  # colours of the style sheet, .look-0 to .look-5
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten

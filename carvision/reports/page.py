@@ -82,8 +82,11 @@ def _json_block(identity: str, value: object) -> Markup:
 
 
 def _soft(text: object) -> Markup:
-    """Return the text, escaped; it may break in names of files, runs and keys: after "_", "/", "=" and dots."""
-    return Markup(re.sub(r"(?<=[_/=])(?=[^_/=])|(?<=[a-z]\.)(?=[a-z])", "<wbr>", str(escape(text))))
+    """Return the text, escaped; it may break in names of files, runs and keys: after "_", "/", "=" and dots. Short
+    brackets, as of an interval, stay on one line, as do "top-1, %" and 1e-05."""
+    text = re.sub(r"[\[(][^\[\]()]{1,16}[\])]", lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), str(text))
+    text = re.sub(r"(?<=[_/=])(?=[^_/=])|(?<=[a-z]\.)(?=[a-z])", "<wbr>", str(escape(text)))
+    return Markup(re.sub(r"\btop-\d(?:, %)?|\b[\d.]+e-\d+", r'<span class="whole">\g<0></span>', text))
 
 
 def _base64(picture: Path) -> str:

@@ -10,7 +10,7 @@ import logging
 import textwrap
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ import pandas as pd
 
 from carvision.files.atomic import atomic_file
 from carvision.files.folders import PROGRAM
+from carvision.reports.tables import has_rank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +47,7 @@ REGIONS = ("HK", "KR", "SC", "TC")  # of a family for East Asia, beside JP
 EAST_ASIAN = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "FULLWIDTH", "HALFWIDTH", "IDEOGRAPHIC")
 MAX_MARKED = 30  # points of a line up to which each has a marker
 _named_packages: set[str] = set()  # that were asked for in this process
-# Panels of metrics.png, one column each. The second metric, dashed, is computed as in Keras
+# Panels of metrics.png, one column each. The second metric, dashed, is computed as in Keras: only where that is wanted
 OTHERS = {
     "top-3 accuracy": ("top3",), "top-5 accuracy": ("top5",), "precision": ("precision", "precision_at50"),
     "recall": ("recall", "recall_at50"), "AUC": ("auc", "auc_keras"),
@@ -329,22 +330,30 @@ def _hide_overlaps(figure: "Figure") -> None:
             taken += [box] if text.get_visible() else []
 
 
-def plot_curves(history: pd.DataFrame, folder: Path) -> None:
-    """Write loss.png and, for heads with classes, accuracy.png and metrics.png, from the rows of history.csv."""
+def plot_curves(history: pd.DataFrame, folder: Path, num_classes: Mapping[str, int], keras: bool = False) -> None:
+    """Write loss.png and, for heads with classes, accuracy.png and metrics.png, from the rows of history.csv.
+
+    num_classes: of each head that has classes. keras: draw precision and recall as Keras counts them, too, dashed.
+    """
     columns = map(str, history)
     heads = sorted({name.split("/")[1] for name in columns if name.count("/") == 2 and name.endswith("/loss")})
     losses = {"all heads": ["loss"]} | ({head: [f"{head}/loss"] for head in heads} if len(heads) > 1 else {})
     _plot(history, [losses], "Loss", folder / "loss.png")
-    classes = [head for head in heads if f"val/{head}/top1" in history]
+    classes = [head for head in heads if f"val/{head}/top1" in history and head in num_classes]
     if not classes:
         return
     accuracies = {head: [f"{head}/top1"] for head in classes}
     _plot(history, [accuracies], "Top-1 accuracy", folder / "accuracy.png", percent="y")
     others = [
-        {f"{head}: {title}": [f"{head}/{name}" for name in names] for title, names in OTHERS.items()}
+        {
+            f"{head}: {title}": [f"{head}/{name}" for name in names[: None if keras else 1]]
+            for title, names in OTHERS.items()
+            if has_rank(names[0], num_classes[head])
+        }
         for head in classes
     ]
-    _plot(history, others, "Other metrics (dashed: as Keras counts them)", folder / "metrics.png", percent="y")
+    title = f"Other metrics{' (dashed: as Keras counts them)' if keras else ''}"
+    _plot(history, others, title, folder / "metrics.png", percent="y")
 
 
 def _plot(
@@ -356,7 +365,9 @@ def _plot(
     first, last = history["epoch"].min() + 1, history["epoch"].max() + 1
     margin = max(0.2, 0.04 * (last - first))
     for row, of_row in zip(rows, panels, strict=True):
-        for axes, (name, metrics) in zip(of_row, row.items(), strict=True):
+        for axes in of_row[len(row) :]:
+            axes.set_visible(False)
+        for axes, (name, metrics) in zip(of_row, row.items(), strict=False):
             for split in ("train", "val"):
                 for metric, dashed in zip(metrics, (False, True), strict=False):
                     draw_epochs(

@@ -105,9 +105,8 @@ def _precision_table(split: str, metrics: dict, heads: list[str], keras: bool) -
 def time_line(metrics: dict) -> str:
     """Return time and cost as far as metrics.json has them: "12.3 min wall, 20.1 min CPU, 0.19 (0.90 an hour)"."""
     seconds = metrics.get("seconds", {})
-    parts = [
-        f"{seconds[key] / 60:.1f} min {name}" for key, name in (("total", "wall"), ("cpu", "CPU")) if key in seconds
-    ]
+    spent = [(seconds[key], name) for key, name in (("total", "wall"), ("cpu", "CPU")) if key in seconds]
+    parts = [f"{value / 60:.1f} min {name}" if value >= 60 else f"{value:.0f} s {name}" for value, name in spent]
     if metrics.get("cost") is not None:
         price = f" ({metrics['price_per_hour']:.2f} an hour)" if metrics.get("price_per_hour") is not None else ""
         parts.append(f"{metrics['cost']:.2f}{price}")
@@ -116,8 +115,8 @@ def time_line(metrics: dict) -> str:
 
 def print_closing(metrics: dict, labels: dict[str, dict], folder: Path, keras: bool = False) -> None:
     """Print the most important metrics, and write all of closing_tables to results.txt."""
-    text = io.StringIO()
-    for console, brief in ((Console(), True), (Console(file=text, width=110), False)):
+    text = io.StringIO()  # to which rich, in a notebook, would print nothing
+    for console, brief in ((Console(), True), (Console(file=text, width=110, force_jupyter=False), False)):
         for table in closing_tables(metrics, labels, keras, brief):
             print_table(table, console)
         if spent := time_line(metrics):

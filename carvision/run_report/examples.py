@@ -2,7 +2,7 @@
 that are probably wrong.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -12,7 +12,7 @@ import pandas as pd
 from carvision.data.table import UNKNOWN, Table
 from carvision.embedding.embed import Embedder, Source
 from carvision.embedding.store import Embeddings
-from carvision.evaluation.predict import boxes_of
+from carvision.evaluation.predict import ReadingConfig, boxes_of
 from carvision.explanation.cam import class_activation_maps
 from carvision.explanation.overlay import overlay, seen_part
 from carvision.metrics.neighbours import nearest
@@ -24,6 +24,7 @@ from carvision.run_report.label_errors import find_label_errors
 NUM_MISTAKES, NUM_RIGHT, NUM_NEIGHBOURS, NUM_LABEL_ERRORS = 24, 8, 3, 24
 MAX_GALLERY = 2000  # training photos among which the nearest ones are searched
 PHOTO_PX, SMALL_PX = 260, 96
+STRONG = 0.9  # accuracy from which on a suspicious label is more often wrong than the model
 
 
 @dataclass
@@ -145,27 +146,33 @@ def class_samples(results: RunResults, head: str, size_px: int, quality: int) ->
     return samples
 
 
-def wrong_labels(results: RunResults, head: str) -> pd.DataFrame:
-    """Return the validation and test photos whose label is probably wrong, most likely first.
+def wrong_labels(judged: Mapping[str, Judged], head: str, names: Sequence[str]) -> pd.DataFrame:
+    """Return the photos whose label is probably wrong, most likely first, of all parts together.
 
-    Columns: split, path, given, suggested (names), score (0..1: how much more probable the suggested class
-    is than the given one), row.
+    judged: {part: photos with predictions of a network that was not trained on them}: splits, or the tests of folds.
+    names: of the head's classes. Columns: split (the part), path, given, suggested (names), score (0..1: how much more
+    probable the suggested class is than the given one), row.
     """
-    frames = []
-    for split, judged in results.judged.items():
-        predictions = judged.predictions
-        known = np.flatnonzero(predictions.known(head).numpy())
-        if len(known):
-            found = find_label_errors(predictions.probs(head)[known].numpy(), predictions.targets[head][known].numpy())
-            frames.append(found.assign(row=known[found["row"]], split=split))
-    if not frames:
-        return pd.DataFrame(columns=["split", "path", "given", "suggested", "score", "row"])
-    names = np.array(results.labels[head]["names"], dtype=object)
-    found = pd.concat(frames)
-    found = found[found["score"] > 0].sort_values("score", ascending=False, kind="stable", ignore_index=True)
-    paths = [
-        results.judged[split].predictions.paths[row] for split, row in zip(found["split"], found["row"], strict=True)
-    ]
-    given, suggested = names[found["given"].to_numpy(int)], names[found["suggested"].to_numpy(int)]
-    found = found.assign(path=paths, given=given, suggested=suggested)
-    return found[["split", "path", "given", "suggested", "score", "row"]]
+    known = {part: np.flatnonzero(each.predictions.known(head).numpy()) for part, each in judged.items()}
+    parts = np.repeat(np.array([*known], object), [*map(len, known.values())])
+    rows = np.concatenate([*known.values()]).astype(int)
+    probs = np.concatenate([judged[part].predictions.probs(head)[own].numpy() for part, own in known.items()])
+    targets = np.concatenate([judged[part].predictions.targets[head][own].numpy() for part, own in known.items()])
+    found = find_label_errors(probs, targets)
+    found = found[found["score"] > 0]
+    at, shown = found["row"].to_numpy(int), np.array(names, dtype=object)
+    paths = [judged[part].predictions.paths[row] for part, row in zip(parts[at], rows[at], strict=True)]
+    given, suggested = (shown[found[name].to_numpy(int)] for name in ("given", "suggested"))
+    columns = {"split": parts[at], "path": paths, "given": given, "suggested": suggested}
+    return pd.DataFrame({**columns, "score": found["score"].to_numpy(), "row": rows[at]})
+
+
+def label_photos(judged: Mapping[str, Judged], suspicious: pd.DataFrame, data: ReadingConfig) -> list[dict]:
+    """Return the first rows of wrong_labels, each with its "photo" as a data URI. data: how photos are read."""
+    shown = []
+    for row in suspicious.head(NUM_LABEL_ERRORS).to_dict("records"):
+        part = judged[row["split"]]
+        boxes = boxes_of(part.table, data)
+        box = None if boxes is None else boxes[row["row"]]
+        shown.append({**row, "photo": thumbnail(part.predictions.photo(row["row"]), PHOTO_PX, box)})
+    return shown

@@ -1,6 +1,7 @@
 """Write the page of a run: report.html in its folder."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -8,43 +9,53 @@ import pandas as pd
 from carvision.embedding.store import Embeddings
 from carvision.errors import one_line
 from carvision.evaluation.page.write import head_values
-from carvision.evaluation.predict import boxes_of
 from carvision.evaluation.report import calibration_tables, metric_tables
-from carvision.files.atomic import write_csv
 from carvision.reports.page import write_template
-from carvision.reports.photos import thumbnail
 from carvision.run_report.examples import (
     MAX_GALLERY,
-    NUM_LABEL_ERRORS,
     NUM_MISTAKES,
     NUM_RIGHT,
-    PHOTO_PX,
+    STRONG,
     Example,
     class_samples,
     embed_training_photos,
     examples_of,
+    label_photos,
     surest,
     wrong_labels,
 )
 from carvision.run_report.facts import curves, data_sheet, run_facts, run_warnings
+from carvision.run_report.folds import LABEL_ERRORS, Fold, fold_of, write_folds_page, write_label_errors
 from carvision.run_report.gather import RunResults, gather
 from carvision.run_report.verdict import threshold_of, verdict
 
 log = logging.getLogger(__name__)
 
-REPORT, LABEL_ERRORS = "report.html", "label_errors_{}.csv"
-STRONG = 0.9  # accuracy from which on a suspicious label is more often wrong than the model
+REPORT = "report.html"
 SAMPLES_BYTES = 2_500_000  # of the photos of all classes, at most
 
 
 def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
     """Write report.html into the run's folder and return its path.
 
-    run: the folder of a finished run. overrides: of the data group, as data.root=<where the photos are now>. Also
-    writes label_errors_<head>.csv if labels of validation or test photos are probably wrong. Raises InputError if the
-    model or its photos can't be read.
+    run: the folder of a finished run, or of one of several folds: then each fold has a page, and the run one of all.
+    overrides: of the data group, as data.root=<where the photos are now>. Also writes label_errors_<head>.csv if labels
+    of photos that the network was not trained on are probably wrong. Raises InputError if the model or its photos
+    can't be read.
     """
-    results = gather(run, overrides, device)
+    folds = [part for part in sorted(run.glob("fold_*")) if (part / "model.json").exists()] if run.is_dir() else []
+    if not folds:
+        return _write_run(gather(run, overrides, device))
+    tested: dict[str, Fold] = {}
+    for fold in folds:
+        results = gather(fold, overrides, device)
+        _write_run(results)
+        tested[fold.name] = fold_of(results)
+    return write_folds_page(run / REPORT, tested)
+
+
+def _write_run(results: RunResults) -> Path:
+    """Write the page of a single run into its folder and return its path."""
     main = results.main_head
     gallery = embed_training_photos(results)
     heads = [_head_values(results, head) for head in results.heads]
@@ -53,12 +64,8 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
         mistakes = examples_of(results, main, surest(results, main, False, NUM_MISTAKES), gallery)
         right = examples_of(results, main, surest(results, main, True, NUM_RIGHT), None)
         map_note = _shared_note([*mistakes, *right])
-        suspicious = wrong_labels(results, main)
-        file = results.folder / LABEL_ERRORS.format(main)
-        if len(suspicious):
-            write_csv(file, suspicious.drop(columns="row"))
-        else:
-            file.unlink(missing_ok=True)
+        suspicious = wrong_labels(results.judged, main, results.labels[main]["names"])
+        write_label_errors(results.folder, main, suspicious)
     accuracy = float(results.heads[main].right.mean()) if main else 1.0
     tables, notes = data_sheet(results)
     judged = results.judged[results.split]
@@ -83,7 +90,7 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
         right=right,
         map_note=map_note,
         gallery_note=_gallery_note(gallery, len(results.train)),
-        suspicious=_suspicious_rows(results, suspicious),
+        suspicious=label_photos(results.judged, suspicious, results.chosen.data),
         num_suspicious=len(suspicious),
         weak=accuracy if accuracy < STRONG else None,
         label_file=LABEL_ERRORS.format(main),
@@ -95,17 +102,19 @@ def write_report(run: Path, overrides: list[str], device: str = "auto") -> Path:
     return file
 
 
-def write_reports(folder: Path) -> None:
-    """Write the page of a finished run, or of each of its folds or seeds, at the end of training.
+def write_reports(folder: Path) -> Iterator[Path]:
+    """Write the page of a finished run, or of each of its folds or seeds, at the end of training; yield each page.
 
     A page that can't be written is a warning: the run itself is whole.
     """
-    for part in [folder, *sorted(folder.glob("fold_*")), *sorted(folder.glob("seed_*"))]:
-        if (part / "model.json").exists():
+    for part in [folder, *sorted(folder.glob("seed_*"))]:
+        if (part / "model.json").exists() or any(part.glob("fold_*/model.json")):
             try:
-                write_report(part, [])
+                page = write_report(part, [])
             except Exception as error:  # whatever it is, training has ended well
                 log.warning("%s can't be written: %s", part / REPORT, one_line(error))
+            else:
+                yield page
 
 
 def _head_values(results: RunResults, head: str) -> dict:
@@ -135,13 +144,3 @@ def _gallery_note(gallery: Embeddings | None, num_train: int) -> str:
         return ""
     of_all = f" of the {num_train:,}" if num_train > MAX_GALLERY else ""
     return f"Below: the nearest of {len(gallery.table):,}{of_all} training photos."
-
-
-def _suspicious_rows(results: RunResults, suspicious: pd.DataFrame) -> list[dict]:
-    rows = []
-    for row in suspicious.head(NUM_LABEL_ERRORS).to_dict("records"):
-        judged = results.judged[row["split"]]
-        boxes = boxes_of(judged.table, results.chosen.data)
-        box = None if boxes is None else boxes[row["row"]]
-        rows.append({**row, "photo": thumbnail(judged.predictions.photo(row["row"]), PHOTO_PX, box)})
-    return rows

@@ -26,6 +26,7 @@ from carvision.config.compose import choices, choices_of, compose_sweep
 from carvision.files.atomic import create_folder, write_csv, write_text
 from carvision.files.locks import lock_when_free
 from carvision.reports.comparison.frame import is_fraction
+from carvision.reports.comparison.tables import title_of
 from carvision.reports.tables import TextTable, percent, print_table
 from carvision.search import queue
 from carvision.search.build import Sweep
@@ -90,11 +91,6 @@ def metric_text(metric: str, value: float, unit: str = "") -> str:
     if math.isnan(value) or not is_fraction(metric):
         return number_text(value)
     return f"{percent(value)}{unit}"
-
-
-def heading_of(metric: str) -> str:
-    """Return the metric's name with the unit of metric_text's numbers."""
-    return f"{metric} %" if is_fraction(metric) else metric
 
 
 def values_text(trial: FrozenTrial, sweep: Sweep) -> str:
@@ -163,7 +159,7 @@ def trials_table(sweep: Sweep, study: optuna.Study, console: Console) -> Table:
     trials = [trial for trial in trials_of(sweep, study) if trial.state != TrialState.WAITING]
     short = short_keys(dict.fromkeys(key for trial in trials for key in trial.params))
     drawn = {trial.number: "  ".join(_drawn(trial, short)) for trial in trials}
-    headings = ["trial", "", *map(heading_of, sweep.objective), "epochs"]
+    headings = ["trial", "", *map(title_of, sweep.objective), "epochs"]
     left = max(20, console.width - sum(max(8, cell_len(heading)) + 1 for heading in headings))  # for the values
     lines = -(-max(map(cell_len, drawn.values()), default=1) // left)  # of a row
     num_rows = max(3, min(MAX_ROWS, (console.height - 5) // lines))
@@ -238,9 +234,7 @@ def best_table(sweep: Sweep, best: list[FrozenTrial]) -> TextTable:
     """Return the best trials, with one row per sampled key."""
     keys = list(dict.fromkeys(key for trial in best for key in trial.params))
     values = [dict(zip(sweep.objective, trial.values or [], strict=True)) for trial in best]
-    rows = [
-        [heading_of(metric), *(metric_text(metric, known[metric]) for known in values)] for metric in sweep.objective
-    ]
+    rows = [[title_of(metric), *(metric_text(metric, known[metric]) for known in values)] for metric in sweep.objective]
     rows.append(["at epoch", *(str(trial.user_attrs.get(queue.BEST_EPOCH, "")) for trial in best)])
     rows.append(["seconds", *(number_text(trial.user_attrs.get(queue.SECONDS, math.nan)) for trial in best)])
     rows += [[key, *(value_text(trial.params.get(key)) for trial in best)] for key in keys]

@@ -282,7 +282,7 @@ def create_pruner(settings: Mapping, most: int) -> BasePruner:
     first, factor = settings["min_epochs"], settings["reduction_factor"]
     return {
         "none": NopPruner,
-        "median": lambda: MedianPruner(n_startup_trials=5, n_warmup_steps=first - 1),
+        "median": lambda: MedianPruner(n_startup_trials=5, n_warmup_steps=first),
         "halving": lambda: SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor),
         "hyperband": lambda: HyperbandPruner(min_resource=first, max_resource=most, reduction_factor=factor),
     }[settings["pruner"]]()

@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 import logging
+import mimetypes
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -306,6 +307,7 @@ def _add_page(app: FastAPI) -> None:
     async def docs() -> Response:
         return FileResponse(PAGE / "docs.html")
 
+    mimetypes.add_type("text/javascript", ".js")  # which Windows' registry may call text/plain, that no browser runs
     app.mount("/static", StaticFiles(directory=PAGE), name="static")
 
 

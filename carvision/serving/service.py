@@ -5,6 +5,7 @@ import io
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,6 @@ import numpy as np
 from torch import Tensor
 
 from carvision.errors import InputError
-from carvision.explanation.overlay import overlay
 from carvision.inference.rows import Row
 from carvision.serving.batcher import Batcher
 from carvision.serving.limits import ApiError
@@ -186,7 +186,9 @@ class Service:
 
 def draw(model: ServedModel, upload: Upload, values: np.ndarray) -> bytes:
     """Return a heat map over the part of the photo that the network saw, as PNG."""
-    from dataclasses import replace
+    from carvision.explanation.overlay import (
+        overlay,  # only now, as in ServedModel: pandas and matplotlib take a second
+    )
 
     part = open_part(upload, replace(model.model.preprocessing, size_px=OVERLAY_PX))
     shrink = min(1.0, 2 * OVERLAY_PX / max(part.size))

@@ -149,16 +149,17 @@ class EpochLines(pl.Callback):
 
 
 class Curves(pl.Callback):
-    """Draw loss and accuracy curves as PNG when training ends or is interrupted."""
+    """Draw loss and accuracy curves as PNG when training ends or is interrupted. keras: as plot_curves takes it."""
 
-    def __init__(self, folder: Path, history: History):
-        self.folder, self.history = folder, history
+    def __init__(self, folder: Path, history: History, keras: bool):
+        self.folder, self.history, self.keras = folder, history, keras
 
     def on_fit_end(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         if trainer.is_global_zero and self.history.rows:
             from carvision.reports.plots import plot_curves  # late import: matplotlib, which training does not need
 
-            plot_curves(pd.DataFrame(self.history.rows), self.folder)
+            num_classes = {head: len(label["ids"]) for head, label in module.labels.items() if "ids" in label}
+            plot_curves(pd.DataFrame(self.history.rows), self.folder, num_classes, self.keras)
 
     def on_exception(self, trainer: pl.Trainer, module: LitClassifier, exception: BaseException) -> None:
         self.on_fit_end(trainer, module)

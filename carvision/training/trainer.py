@@ -136,7 +136,7 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.check_all)
     hooks: list[pl.Callback] = [nonfinite, clock, FirstStep(cfg["compile"]), ReadAhead()]
     history = History(folder / "history.csv")
-    hooks += [history, EpochLines(checkpoints.is_best), Curves(folder, history)]
+    hooks += [history, EpochLines(checkpoints.is_best), Curves(folder, history, cfg["run"]["keras_metrics"])]
     if cfg["trainer"]["accelerator"] == "tpu":
         from carvision.training.distributed import tpu  # late import: torch-xla has its own environment
 

@@ -5,6 +5,9 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from omegaconf import OmegaConf
 
+from carvision.augment.colour import brightness_contrast
+from carvision.augment.draws import per_image
+from carvision.augment.geometry import rotate
 from carvision.augment.pipeline import STEPS, Augment, Normalise, to_float
 from carvision.config.compose import compose_alone, conf_dir
 from carvision.config.schema import ALLOWED, AUGMENT_STEPS
@@ -60,9 +63,11 @@ def test_a_step_keeps_dtype_and_memory_format_and_never_synchronises(name):
 
 def test_steps_are_applied_in_order_with_their_own_draws():
     draws = made_up_draws(len(PHOTOS), 5, seed=3)
-    steps = always("rotate") | {"brightness_contrast": DEFAULTS["brightness_contrast"] | {"p": 0.5}}
-    rotated = Augment(["rotate"], steps)(PHOTOS, draws[:, :2])
-    expected = Augment(["brightness_contrast"], steps)(rotated, draws[:, 2:])
+    steps = always("rotate") | {"brightness_contrast": DEFAULTS["brightness_contrast"] | {"p": 0.4}}
+    keys = {name: {key: value for key, value in steps[name].items() if key != "p"} for name in steps}
+    rotated = rotate(PHOTOS, draws[:, 1:2], **keys["rotate"])
+    changed = brightness_contrast(rotated, draws[:, 3:], **keys["brightness_contrast"])
+    expected = torch.where(per_image(draws[:, 2] < 0.4), changed, rotated)
     order = Augment(["rotate", "brightness_contrast"], steps)
     assert order.num_draws == 5
     assert torch.equal(order(PHOTOS, draws), expected)

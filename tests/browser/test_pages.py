@@ -78,13 +78,13 @@ def test_it_fits_any_window_and_asks_for_nothing(open_page, pages, name, width, 
     assert HOSTILE in text and SCRIPTS[0] in text
     dark = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, dark[4:-1].split(","))) < 150) == (scheme == "dark")
-    drawn = opened.page.locator(".chart svg[role=img]:visible")
+    drawn = opened.page.locator(".chart svg[aria-label]:visible")
     assert drawn.count() >= 3 and opened.page.locator(".chart").count() == drawn.count()  # one of two sizes
-    assert opened.page.locator("h1").count() == 1 and not opened.page.locator("svg[role=img]:not([aria-label])").count()
+    assert opened.page.locator("h1").count() == 1 and not opened.page.locator("svg[role]:not([aria-label])").count()
 
 
 @pytest.mark.parametrize(("name", "table", "heading"), [
-    ("compare", "#runs-1, #runs-2", "val model top-1 %"), ("search", "#trials", "val model top-1 %"),
+    ("compare", "#runs-1, #runs-2", "val model top-1, %"), ("search", "#trials", "val model top-1, %"),
     ("evaluation", "#classes-2", "recall, %"),
 ])  # fmt: skip
 def test_tables_sort_by_numbers_with_unknown_values_last(open_page, pages, name, table, heading):
@@ -126,6 +126,26 @@ def test_runs_are_grouped_by_data_set_and_scales_say_what_they_are(open_page, pa
             "ticks => ticks.map(tick => tick.getBoundingClientRect()).map(box => [box.left, box.right])"
         ))  # fmt: skip
         assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize(("name", "width"), [("evaluation", 1200), ("compare", 390), ("search", 1200)])
+def test_points_of_charts_tell_their_values_to_keyboard_and_touch(open_page, pages, name, width):
+    page = open_page(pages[name], width, has_touch=True).page
+    chart = page.locator(".chart").first
+    drawing, told = chart.locator("svg[role=application]:visible"), chart.locator(".point")
+    titles = drawing.locator("g > title").all_text_contents()
+    read = []
+    for _ in range(len(titles) + 1):
+        drawing.press("ArrowRight")
+        read.append(told.inner_text())
+    assert set(read) == {" ".join(title.split()) for title in titles} and len(titles) > 2
+    drawing.press("ArrowLeft")
+    assert told.inner_text() == read[-2] and drawing.locator(".at").count() == 1
+    last = drawing.locator("g:has(> title)").last
+    box = last.bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] / 2 + 3, box["y"] + box["height"] / 2)
+    assert told.inner_text() in read
+    assert drawing.locator(".at").bounding_box()["x"] == pytest.approx(box["x"], abs=8)
 
 
 def test_the_evaluation_can_be_pointed_at_and_tried(open_page, pages):

@@ -217,6 +217,15 @@ def test_window_and_shift_select_a_part_of_the_box():
     ):  # fmt: skip
         found = decode_part(smooth(), preprocessing(resize=resize), shift=shift)
         assert difference(found, smooth().crop((left, 0, right, 64))) == 0
+    beyond = np.array([48, 0, 98, 64], np.float32)  # by rounding: the photo is 96 px wide
+    _, part = wanted_part(96, 64, preprocessing(resize="crop"), beyond, WHOLE, 0.0, can_scale=False)
+    assert part == (48, 0, 96, 48)
+
+
+def test_the_smallest_scale_is_chosen_that_leaves_as_many_pixels_as_the_network_sees():
+    for side, eighths in {99: 8, 100: 4, 199: 4, 200: 2, 399: 2, 400: 1, 4000: 1}.items():
+        found = wanted_part(side, 2 * side, preprocessing(50), None, WHOLE, 0.5, can_scale=True)
+        assert found[0] == eighths, side
 
 
 def photo(width, height, mode="RGB", seed=0):

@@ -74,6 +74,12 @@ def test_stratified_fractions_hold_in_every_class(tmp_path, unequal, fractions):
                 assert row[split] >= 1
 
 
+def test_fractions_hold_over_many_classes_that_cannot_have_them_exactly(tmp_path, unequal):
+    """Ten photos are 6.75, 2.25 and 1: rounded alike in every class, validation would have 20 % of all."""
+    found = sizes(stratified_split(table_of(tmp_path, np.repeat(np.arange(400), 10)), R0, 0, False)).sum() / 4000
+    assert [found[split] for split in ("train", "val", "test")] == pytest.approx(R0, abs=0.01)
+
+
 @pytest.mark.parametrize("kind", DIVIDE)
 def test_the_seed_decides_the_split(tmp_path, unequal, kind):
     table = table_of(tmp_path, CODES, "train")

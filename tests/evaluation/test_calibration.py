@@ -45,10 +45,10 @@ def test_the_temperature_stays_within_its_bounds_and_is_1_if_it_can_not_be_deter
 
 def test_the_calibration_error_equals_a_loop():
     logits, targets = confident()
-    probs = logits.softmax(1)
-    probs[0] = torch.tensor([0.2, 0.2, 0.2, 0.2, 0.1, 0.1])  # at the edge of two bins: in the lower one
+    probs = logits.double().softmax(1)  # in float32 the edge below would be a little more than 3 / 15
+    probs[0] = torch.tensor([2, 2, 2, 2, 1, 1]).double() / 10  # at the edge of two bins: in the lower one
     bins = reliability(probs, targets)
-    confidence = probs.double().max(1).values.numpy()
+    confidence = probs.max(1).values.numpy()
     right = (probs.argmax(1) == targets).numpy()
     total = 0.0
     for number in range(15):

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from carvision.reports import charts
 from carvision.reports.charts import NARROW_PX, RIGHT_PX, WIDE_PX, Axis, Line, Rule, bar_chart, line_chart
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
@@ -20,8 +21,9 @@ def ticks_of(svg: str, place: str) -> list[tuple[float, float, str]]:
     return [(float(x), float(y), text) for x, y, text in found]
 
 
-@pytest.mark.parametrize(("name", "width"), [("wide", WIDE_PX[0]), ("narrow", NARROW_PX[0])])
-def test_points_are_where_the_ticks_say(name, width):
+@pytest.mark.parametrize(("name", "size"), [("wide", WIDE_PX), ("narrow", NARROW_PX)])
+def test_points_are_where_the_ticks_say(name, size):
+    width, height = size
     line = Line("val", [1, 2, 3, 4], [0.1, 0.25, math.nan, 0.9])
     svg = svg_of(
         line_chart([line], Axis("epoch", whole=True), Axis("accuracy", percent=True, limits=(0, 1)), "t"), name
@@ -36,7 +38,8 @@ def test_points_are_where_the_ticks_say(name, width):
     for (x, y), (epoch, value) in zip(points, [(1, 10), (2, 25), (4, 90)], strict=True):
         assert x == pytest.approx(across[2] + per_epoch * (epoch - 2), abs=0.15)
         assert y == pytest.approx(upright[0] + per_percent * value, abs=0.15)
-    assert max(x for x, _ in points) <= width - RIGHT_PX
+    assert max(*across.values(), *(x for x, _ in points)) <= width - RIGHT_PX
+    assert (upright[0], upright[100]) == (height - charts.BOTTOM_PX, charts.TOP_PX)
     assert re.findall("<title>([^<]*)", svg) == ["val: 1, 10 %", "val: 2, 25 %", "val: 4, 90 %"]
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from carvision.reports import tables
-from carvision.reports.page import Section, sections_of, write_markdown, write_page
+from carvision.reports.page import Section, _soft, sections_of, write_markdown, write_page
 from carvision.reports.summary import closing_tables, print_closing, time_line
 from carvision.reports.tables import BEST, OVERALL, TextTable, escape_markdown, fits, print_table
 
@@ -116,6 +116,13 @@ def test_every_metric_is_in_its_row_and_printed_with_time_and_cost(tmp_path, cap
     ]
     assert len(brief) == 3
     assert time_line({"seconds": {"training": 3.0}}) == ""
+    assert time_line({"seconds": {"total": 59.0, "cpu": 60.0}}) == "59 s wall, 1.0 min CPU"
+
+
+def test_in_a_notebook_the_file_has_the_tables_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    print_closing(metrics(), LABELS, tmp_path)
+    assert "all heads right" in (tmp_path / "results.txt").read_text()
 
 
 @pytest.mark.parametrize("head", ["make", "a name that is longer than any terminal is wide " * 3])
@@ -132,3 +139,11 @@ def test_unknown_values_are_a_dash():
     tables = closing_tables({"test": {}, "val": {"class/top1": 0.5, "class/recall": 0.25}}, labels)
     assert [table.rows for table in tables] == [[["class", "50.0"]],
                                                 [["class", "mean of the classes", "–", "25.0", "–"]]]  # fmt: skip
+
+
+def test_texts_of_a_page_break_in_names_and_nowhere_in_values():
+    assert _soft("runs/a_b=c & model.lr") == "runs/<wbr>a_<wbr>b=<wbr>c &amp; model.<wbr>lr"
+    assert _soft("val top-1, %") == 'val <span class="whole">top-1, %</span>'
+    assert _soft("1e-05") == '<span class="whole">1e-05</span>'
+    assert _soft("85.0 [79.6, 90.4]") == "85.0 [79.6,\N{NO-BREAK SPACE}90.4]"
+    assert _soft("<img>") == "&lt;img&gt;"

@@ -46,7 +46,7 @@ def test_the_live_table_has_whole_values_and_fits_the_terminal(study, width, hei
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < height - 3 and max(map(len, lines)) <= width
     text = " ".join(" ".join(lines).split())
-    assert "…" not in text and text.startswith("trial val/model/top1 % epochs values 0 best 91.2 2/9 lr=0.001235")
+    assert "…" not in text and text.startswith("trial val model top-1, % epochs values 0 best 91.2 2/9 lr=0.001235")
     assert text.count("degrees=12.35") == text.count("2/9") >= 3 and "8 running 45.6 2/9" in text
 
 
@@ -55,5 +55,5 @@ def test_accuracies_are_in_percent_and_keys_are_short_where_they_stay_apart(stud
     assert event_text(SWEEP, study, complete) == "trial 0: val/model/top1 91.2 % at epoch 2, 12 s, best so far"
     assert event_text(SWEEP, study, pruned).endswith("pruned after 2 of 9 epochs, val/model/top1 45.6 %, 12 s")
     assert "best val/model/top1 91.2 % (trial 0)" in state_of(SWEEP, study)
-    assert best_table(SWEEP, [complete]).rows[0] == ["val/model/top1 %", "91.2"]
+    assert best_table(SWEEP, [complete]).rows[0] == ["val model top-1, %", "91.2"]
     assert short_keys(["optimizer.lr", "a.dropout", "b.dropout"]) == {"optimizer.lr": "lr"}

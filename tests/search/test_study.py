@@ -112,6 +112,19 @@ def test_brackets_are_those_of_optuna(first, most, factor, tmp_path):
         assert "4 trials are too few for these brackets, which need 7" in last
 
 
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_the_median_pruner_judges_no_trial_before_min_epochs(first, tmp_path):
+    words = ["sweep.pruner=median", f"sweep.min_epochs={first}", "trainer.max_epochs=4", "callbacks.mode=min"]
+    study, pruned = study_of(small_sweep(tmp_path, LR, *words)), []
+    for value in [1.0] * 5 + [2.0]:
+        trial = study.ask()
+        for epoch in range(1, 5):
+            trial.report(value, epoch)
+            pruned.append(trial.should_prune())
+        study.tell(trial, value)
+    assert pruned == [False] * 20 + [epoch >= first for epoch in range(1, 5)]
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes"])
 def test_every_sampler_draws_within_the_space_and_reproducibly(sampler, tmp_path):
     words = [LR, "model.trunk.dropout=range(0,0.6,step=0.1)", "sweep.startup_trials=4", f"sweep.sampler={sampler}"]

@@ -61,13 +61,13 @@ class Server:
 def serving(run: Path, log: Path, *words: str, port: int = 0, limit_files: int = 0) -> Iterator[Server]:
     """Run `carvision serve` as users do, until the block ends; wait until it is ready.
 
-    port: 0 for any. limit_files: so many files may be open at a time, hard limit.
+    words: further runs or options. port: 0 for any. limit_files: so many files may be open at a time, hard limit.
     """
     if not port:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-    command = [sys.executable, "-m", "carvision.serve", str(run), "--port", str(port), "--device", "cpu", *words]
+    command = [sys.executable, "-m", "carvision.serve", str(run), *words, "--port", str(port), "--device", "cpu"]
     if limit_files:
         command = ["bash", "-c", f'ulimit -n {limit_files}; exec "$@"', "serve", *command]
     with log.open("ab") as out:

@@ -167,6 +167,15 @@ def test_mixed_photos_have_the_losses_of_both_weighted_by_their_shares():
     assert found == pytest.approx(total.item(), rel=1e-5)
 
 
+def test_each_step_has_a_randomness_of_its_own_that_seed_and_batch_decide():
+    lit, drawn = lit_classifier(), []
+    for seed, batch_idx in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        lit.seed = seed
+        lit.on_train_batch_start({}, batch_idx)
+        drawn.append(torch.rand(4).tolist())
+    assert drawn[0] == drawn[3] and drawn[0] != drawn[1] != drawn[2] != drawn[0]
+
+
 def test_the_optimizer_is_not_fused_if_lightning_could_not_clip_its_gradients():
     for precision, clip, fused in (("bf16-mixed", 1.0, False), ("bf16-mixed", None, True)):
         options = {"precision": precision, "gradient_clip_val": clip, "max_epochs": 1}

@@ -120,8 +120,8 @@ def is_fraction(column: str) -> bool:
 
 
 def heads_of(frame: pd.DataFrame) -> list[str]:
-    """Return the heads with metrics, in the order of the runs' files."""
-    names = [column.split("/") for column in map(str, frame)]
+    """Return the heads of which a run has metrics, in the order of the runs' files."""
+    names = [column.split("/") for column in map(str, frame.dropna(axis="columns", how="all"))]
     heads = (n[1] for n in names if len(n) == 3 and n[0] in SPLITS and n[2] in ("top1", "mae") and n[1] != "joint")
     return list(dict.fromkeys(heads))
 

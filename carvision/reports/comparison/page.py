@@ -15,6 +15,7 @@ from carvision.reports.comparison.tables import (
     by_data_set,
     format_cells,
     format_value,
+    name_of,
     run_names,
     shown_columns,
     title_of,
@@ -25,6 +26,7 @@ from carvision.reports.tables import JOINT, TextTable
 WIDE_KEY = 4  # ratio of a key's largest to its smallest value above which its scale is logarithmic
 AMOUNTS = {"training_s": "training time", "cost": "cost"}
 MAX_LETTERS = 60  # of a run's name in a legend
+ISOLATE, END = "\u2068", "\u2069"  # around a name, whose direction then does not turn what follows it
 
 
 def write_compare_page(
@@ -71,7 +73,7 @@ def curves(frame: pd.DataFrame, runs: Sequence[Run], metric: str) -> list[tuple[
     shown = [name for name in histories if name in shown]
     note = "Solid: validation; dashed: training."
     if len(shown) < len(histories):
-        note += f" The best {len(shown)} of {len(histories)} runs by {title_of(metric)}."
+        note += f" The best {len(shown)} of {len(histories)} runs by {name_of(metric)}."
     columns = dict.fromkeys(str(column) for history in histories.values() for column in history)
     heads = list(dict.fromkeys(c.split("/")[1] for c in columns if c.count("/") == 2 and c.endswith("/top1")))
     loss = Axis("loss", log=is_wide({name: histories[name] for name in shown}, "loss"))
@@ -120,7 +122,7 @@ def trade_offs(frame: pd.DataFrame, metric: str) -> list[tuple[str, Markup, str]
         percent = " %" if is_fraction(metric) else ""
         spent = [f"{value:,.3g} {unit}" if unit else f"cost {format_value('cost', value)}" for value in amounts]
         texts = [
-            f"{name}: {format_value(metric, value)}{percent}, {each}{', unfinished' if unfinished else ''}"
+            f"{ISOLATE}{name}{END}: {format_value(metric, value)}{percent}, {each}{', unfinished' * bool(unfinished)}"
             for name, value, each, unfinished in zip(known.index, values, spent, is_open, strict=True)
         ]
         lines = []
@@ -137,8 +139,8 @@ def trade_offs(frame: pd.DataFrame, metric: str) -> list[tuple[str, Markup, str]
         is_log = amounts.min() > 0 and amounts.max() > WIDE_RANGE * amounts.min()
         x = Axis(f"{noun}, {unit}" if unit else noun, log=bool(is_log),
                  limits=None if is_log else (0, 1.05 * max(amounts.max(), 1e-9)))  # fmt: skip
-        what = f"{title_of(metric).removesuffix(' %')} against {noun}"
-        y = Axis(title_of(metric).replace(" %", ", %"), percent=is_fraction(metric))
+        what = f"{name_of(metric)} against {noun}"
+        y = Axis(title_of(metric), percent=is_fraction(metric))
         note = f"No run is both better and {'faster' if unit else 'cheaper'} than one of the Pareto front: "
         note += "; ".join(texts[i] for i in front) + "."
         found.append((what[:1].upper() + what[1:], line_chart(lines, x, y, what), note if len(front) else ""))
@@ -155,7 +157,7 @@ def against_charts(table: pd.DataFrame, key: str, metric: str) -> Markup:
 
     table: from `against_of`. Runs that differ in their seeds are points around the line of their mean.
     """
-    titles = {metric: title_of(metric).replace(" %", ", %"), "lowest_val_loss": "lowest validation loss"}
+    titles = {metric: title_of(metric), "lowest_val_loss": "lowest validation loss"}
     titles |= {"best_after_s": "minutes to the best epoch"}
     groups = list(table.groupby("group", sort=False))
     points = sorted(map(float, table[key].unique()))

@@ -8,7 +8,7 @@ import pandas as pd
 
 from carvision.reports.comparison.frame import is_fraction, lower_is_better, pareto_front
 from carvision.reports.comparison.settings import Matrix
-from carvision.reports.comparison.tables import format_value, matrix_marks, title_of
+from carvision.reports.comparison.tables import format_value, matrix_marks, name_of, title_of
 from carvision.reports.matrix import BLUES, ORANGES, SCALE_PX, Scale, Side, plot_matrix, shade
 from carvision.reports.photos import width_px
 from carvision.reports.plots import (
@@ -76,7 +76,7 @@ def plot_against(table: pd.DataFrame, key: str, metric: str, file: Path) -> None
 
     table: from `against_of`. Runs that differ in their seeds are points around the line of their mean.
     """
-    headings = {"best_after_s": "minutes to the best epoch", metric: title_of(metric).removesuffix(" %")}
+    headings = {"best_after_s": "minutes to the best epoch", metric: name_of(metric)}
     headings |= {"lowest_val_loss": "lowest validation loss"}
     headings = {column: heading for column, heading in headings.items() if table[column].notna().any()}
     figure, panels = create_panels(1, len(headings), max(6.0, 3.7 * len(headings)), 3.9)
@@ -111,11 +111,13 @@ def draw_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
     width = max(CELL_PX[0], *(width_px(text, 9, "bold") + 16 for row in texts for text in row))
     ticks = {position: format_value(column, low + position * (high - low)) for position in (0.0, 0.5, 1.0)}
     best = "lowest" if lower_is_better(column) else "highest"
+    of_set = " on the same data set" if len(set(matrix.data_sets.to_numpy().ravel()) - {""}) > 1 else ""
     plot_matrix(
         colours, Side(matrix.rows, [*map(str, frame.index)], ()), Side(matrix.columns, [*map(str, frame.columns)], ()),
         Scale(shade(np.linspace(0, 1, SCALE_PX[0]), ramp), ticks, title_of(column)), (width, CELL_PX[1]), texts,
         f"{title_of(column)} by {matrix.rows} and {matrix.columns}",
-        f"Framed: the {best} of each row; heavy frame: of all.", file, matrix_marks(frame, column),
+        f"Framed: the {best} of each row{of_set}; heavy frame: of all{of_set}.", file,
+        matrix_marks(matrix, frame, column),
     )  # fmt: skip
 
 
@@ -148,13 +150,13 @@ def plot_trade_off(frame: pd.DataFrame, amount: str, metric: str, file: Path) ->
                           size=9, weight="bold", color=TEXT)  # fmt: skip
     is_log = len(amounts) > 0 and amounts.min() > 0 and amounts.max() / amounts.min() > WIDE_RANGE
     label_axes(
-        axes, x=f"training time, {unit}" if unit else "cost", y=title_of(metric).removesuffix(" %"), grid="both",
+        axes, x=f"training time, {unit}" if unit else "cost", y=name_of(metric), grid="both",
         percent="y" if is_fraction(metric) else "", log="x" if is_log else "",
     )  # fmt: skip
     if not is_log:
         axes.set_xlim(0, 1.05 * amounts.max(initial=1e-9))
     axes.margins(y=0.08)
-    finish(figure, f"{title_of(metric).removesuffix(' %')} against {'training time' if unit else 'cost'}", file)
+    finish(figure, f"{name_of(metric)} against {'training time' if unit else 'cost'}", file)
 
 
 def in_unit(seconds: np.ndarray) -> tuple[np.ndarray, str]:

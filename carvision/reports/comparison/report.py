@@ -1,5 +1,6 @@
 """Compare runs: read them, arrange them, write and print the tables, draw the plots."""
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,8 +142,9 @@ def _write(
     about = "Metrics of each run's best epoch, the test with the weights of that epoch."
     if epoch is not None:
         about = f"Metrics at the end of epoch {epoch}, wall minutes of training until then."
-    notes = _notes(frame, keys)
-    parts = by_data_set(frame)
+    parts, run_of = by_data_set(frame), dict(zip(frame.index, runs, strict=True))
+    within = (differing_keys([run_of[name] for name in part.index]) for part in parts.values())
+    notes = _notes(frame, list(dict.fromkeys(itertools.chain.from_iterable(within))))
     several = len(parts) > 1
     tables = [runs_table(part, f"Metrics on {name}" if several else "Metrics", []) for name, part in parts.items()]
     tables[-1].notes.extend(notes)
@@ -168,7 +170,10 @@ def _write(
 
 
 def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    """Return the notes below the table: what can't be compared, and what the numbers count."""
+    """Return the notes below the table: what can't be compared, and what the numbers count.
+
+    keys: in which runs on the same data set differ.
+    """
     notes = []
     losses = [key for key in keys if key.startswith("loss.")]
     if losses:

@@ -68,7 +68,8 @@ class Run:
         if rows.empty:
             return rows
         epochs = rows.groupby("epoch")
-        return epochs.mean()[epochs.size() == len(self.parts)].reset_index()
+        # Copied, or pandas warns that each of the many columns is in a block of its own
+        return epochs.mean()[epochs.size() == len(self.parts)].copy().reset_index()
 
 
 def find_runs(given: Iterable[Path]) -> list[Path]:

@@ -144,12 +144,15 @@ def text_of(value: object) -> str:
     return str(value)
 
 
+SEVERAL = "several data sets"
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A table of runs by two settings, such as R4's networks by optimizers.
 
     rows, columns: the settings. values, minutes: the metric and the wall minutes of the best run of each cell; counts:
-    the number of its runs.
+    the number of its runs. data_sets: of its runs, SEVERAL if they differ, "" for none.
     """
 
     rows: str
@@ -158,6 +161,7 @@ class Matrix:
     values: pd.DataFrame
     minutes: pd.DataFrame
     counts: pd.DataFrame
+    data_sets: pd.DataFrame
 
 
 def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str, metric: str) -> Matrix:
@@ -169,7 +173,8 @@ def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str,
     keys = {key: _values_of(runs, key, "--matrix") for key in (rows, columns)}
     labels = {key: list(dict.fromkeys(_in_order(values))) for key, values in keys.items()}
     values = np.full((len(labels[rows]), len(labels[columns])), np.nan)
-    minutes, counts = values.copy(), np.zeros(values.shape, np.int64)
+    minutes, counts, data_sets = values.copy(), np.zeros(values.shape, np.int64), np.full(values.shape, "", object)
+    of_run = data_sets_of(runs)
     sign = -1 if lower_is_better(metric) else 1
     for i, (row, column) in enumerate(zip(keys[rows], keys[columns], strict=True)):
         value = float(frame[metric].iloc[i])
@@ -177,10 +182,11 @@ def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str,
             continue
         at = labels[rows].index(row), labels[columns].index(column)
         counts[at] += 1
+        data_sets[at] = of_run[i] if data_sets[at] in ("", of_run[i]) else SEVERAL
         if counts[at] == 1 or sign * value > sign * values[at]:
             values[at], minutes[at] = value, frame["wall_min"].iloc[i]
     index, header = pd.Index(labels[rows], name=rows), pd.Index(labels[columns], name=columns)
-    frames = (pd.DataFrame(cells, index, header) for cells in (values, minutes, counts))
+    frames = (pd.DataFrame(cells, index, header) for cells in (values, minutes, counts, data_sets))
     return Matrix(rows.replace(",", ", "), columns.replace(",", ", "), metric, *frames)
 
 

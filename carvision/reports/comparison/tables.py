@@ -16,7 +16,7 @@ from carvision.reports.comparison.frame import (
     lower_is_better,
 )
 from carvision.reports.comparison.runs import SPLITS, Run
-from carvision.reports.comparison.settings import Matrix, text_of
+from carvision.reports.comparison.settings import SEVERAL, Matrix, text_of
 from carvision.reports.tables import BEST, OVERALL, TextTable, fits, print_table
 
 RUN_TITLES = {
@@ -28,13 +28,17 @@ MAX_UPRIGHT = 6  # runs shown as columns; more are shown as rows
 
 
 def title_of(column: str) -> str:
-    """Return a readable title of a column: "val make top-1 %" for "val/make/top1"."""
+    """Return a readable title of a column with its unit: "val make top-1, %" for "val/make/top1"."""
+    return f"{name_of(column)}, %" if is_fraction(column) else name_of(column)
+
+
+def name_of(column: str) -> str:
+    """Return a readable name of a column: "val make top-1" for "val/make/top1"."""
     if column in RUN_TITLES:
         return RUN_TITLES[column]
     words = {"top1": "top-1", "top3": "top-3", "top5": "top-5", "mae": "mean error", "auc": "AUC", "f1": "F1"}
     text = column.replace("joint/top1", "all heads").replace("loss_total", "loss with penalties")
-    text = " ".join(words.get(word, word.replace("_", " ")) for word in text.split("/"))
-    return f"{text} %" if is_fraction(column) else text
+    return " ".join(words.get(word, word.replace("_", " ")) for word in text.split("/"))
 
 
 def _as_shown(column: str, value: float) -> tuple[float, int]:
@@ -184,14 +188,14 @@ def settings_table(runs: Sequence[Run], names: Sequence[str], keys: Sequence[str
 
 
 def matrix_tables(matrix: Matrix) -> list[TextTable]:
-    """Return the tables of the metric and of the minutes; the best of each row and of all is marked."""
+    """Return the tables of the metric and of the minutes; the best are marked as by matrix_marks."""
     by, minutes = f"by {matrix.rows} and {matrix.columns}", matrix.minutes.to_numpy(float)
-    values = _matrix_table(matrix.values, matrix.metric, f"{title_of(matrix.metric)} {by}")
+    values = _matrix_table(matrix, matrix.values, matrix.metric, f"{title_of(matrix.metric)} {by}")
     for row, counts in zip(values.rows, matrix.counts.to_numpy(), strict=True):
         row[1:] = [f"{text} (of {count})" if count > 1 else text for text, count in zip(row[1:], counts, strict=True)]
     if (matrix.counts > 1).to_numpy().any():
         values.notes.append("(of n): the best of n runs in this cell.")
-    times = _matrix_table(matrix.minutes, "wall_min", f"Wall minutes {by}, of the same runs")
+    times = _matrix_table(matrix, matrix.minutes, "wall_min", f"Wall minutes {by}, of the same runs")
     if minutes.size > 1:
         row, column = map(int, np.unravel_index(np.nanargmax(minutes), minutes.shape))
         where = f"{matrix.minutes.index[row]} and {matrix.minutes.columns[column]}"
@@ -199,27 +203,35 @@ def matrix_tables(matrix: Matrix) -> list[TextTable]:
     return [values, times]
 
 
-def _matrix_table(frame: pd.DataFrame, column: str, title: str) -> TextTable:
+def _matrix_table(matrix: Matrix, frame: pd.DataFrame, column: str, title: str) -> TextTable:
     texts = frame.map(lambda value: format_value(column, value)).to_numpy().tolist()
     rows = [[str(name), *row] for name, row in zip(frame.index, texts, strict=True)]
     values = frame.to_numpy(float)
     low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
     return TextTable(
-        title, ["", *map(str, frame.columns)], rows, [["", *row] for row in matrix_marks(frame, column)],
+        title, ["", *map(str, frame.columns)], rows, [["", *row] for row in matrix_marks(matrix, frame, column)],
         shades=((values - low) / max(high - low, 1e-12)).tolist(),
     )  # fmt: skip
 
 
-def matrix_marks(frame: pd.DataFrame, column: str) -> list[list[str]]:
-    """Return "overall" for the best of all, "best" for that of each row with more than one number, else ""."""
-    lower = lower_is_better(column)
-    shown = frame.map(lambda value: round_value(column, value))
-    best_of_rows = shown.min(axis=1) if lower else shown.max(axis=1)
-    overall = best_of_rows.min() if lower else best_of_rows.max()
-    return [
-        [OVERALL if value == overall else BEST if value == best and row.count() > 1 else "" for value in row]
-        for best, (_, row) in zip(best_of_rows, shown.iterrows(), strict=True)
-    ]
+def matrix_marks(matrix: Matrix, frame: pd.DataFrame, column: str) -> list[list[str]]:
+    """Return a mark for each cell of the frame, the matrix' values or minutes: "best" for the best of its row,
+    "overall" for that of all cells, else "".
+
+    Runs on different data sets are never compared: "best" is then the best of the cells of its row on the same data
+    set, "overall" that of all cells on it. A single cell, and one with runs on several data sets, has no mark.
+    """
+    shown = frame.map(lambda value: round_value(column, value)).to_numpy(float)
+    data_sets, marks = matrix.data_sets.to_numpy(object), np.full(shown.shape, "", object)
+    extreme = np.nanmin if lower_is_better(column) else np.nanmax
+    for data_set in {*data_sets[~np.isnan(shown)]} - {SEVERAL}:
+        of_set = (data_sets == data_set) & ~np.isnan(shown)
+        for row in range(len(shown)):
+            if of_set[row].sum() > 1:
+                marks[row][of_set[row] & (shown[row] == extreme(shown[row][of_set[row]]))] = BEST
+        if of_set.sum() > 1:
+            marks[of_set & (shown == extreme(shown[of_set]))] = OVERALL
+    return marks.tolist()
 
 
 def against_table(table: pd.DataFrame, key: str, metric: str) -> TextTable:

@@ -24,7 +24,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 for (const controls of document.querySelectorAll(".controls:has(.filter)")) {
   const filter = controls.querySelector(".filter"), only = controls.querySelector(".only-wrong");
   const rows = [...document.getElementById(filter.getAttribute("aria-controls")).tBodies[0].rows];
-  const texts = rows.map((row) => row.textContent.toLowerCase());
+  const texts = rows.map((row) => row.textContent.replace(/\s+/g, " ").toLowerCase()); // also of spaces that hold a line
   const show = () => {
     const wanted = filter.value.trim().toLowerCase();
     let shown = 0;
@@ -65,7 +65,7 @@ for (const part of document.querySelectorAll(".confusion")) {
   const render = () => {
     shown = data.orders[order.value].filter((code) => !only.checked || wrong.has(code));
     places = new Map(shown.map((code, i) => [code, i]));
-    const room = part.clientWidth, named = shown.length <= 60 && room / shown.length > 9;
+    const room = part.clientWidth, named = shown.length <= 60 && room * 0.7 / shown.length > 9;
     margin = named ? Math.min(150, room * 0.3) : 4;
     px = Math.max(1, Math.min(34, (Math.min(room, 900) - margin - 4) / Math.max(1, shown.length)));
     if (shown.length > 60) px = Math.max(1, Math.floor(px * devicePixelRatio) / devicePixelRatio);
@@ -91,7 +91,7 @@ for (const part of document.querySelectorAll(".confusion")) {
       }
     }
     if (named) {
-      draw.fillStyle = style("--text"); draw.font = `${Math.min(12, px + 2)}px system-ui, sans-serif`;
+      draw.fillStyle = style("--text"); draw.font = `${Math.min(12, px)}px system-ui, sans-serif`;
       draw.textBaseline = "middle";
       shown.forEach((code, i) => {
         const name = shorten(data.names[code], margin - 8);
@@ -145,6 +145,45 @@ for (const part of document.querySelectorAll(".confusion")) {
   for (const control of [order, only]) control.addEventListener("change", () => { at = null; render(); });
   new ResizeObserver(() => render()).observe(part);
   for (const media of ["(prefers-color-scheme: dark)", "print"]) matchMedia(media).addEventListener("change", render);
+}
+
+// Charts: the values of a point, by pointing at it, touching it, or with the arrow keys
+for (const chart of document.querySelectorAll(".chart")) {
+  const text = document.createElement("p");
+  text.className = "point note";
+  text.setAttribute("role", "status");
+  chart.append(text);
+  for (const drawing of chart.querySelectorAll("svg[role=img]")) {
+    const points = [...drawing.querySelectorAll("g > title")].map((title) => title.parentElement);
+    if (!points.length) continue;
+    let at = -1;
+    drawing.setAttribute("role", "application");
+    drawing.setAttribute("aria-label", `${drawing.getAttribute("aria-label")}; arrow keys move between the points, which are read below`);
+    drawing.tabIndex = 0;
+    const show = (i) => {
+      points[at]?.classList.remove("at");
+      at = i;
+      points[at].classList.add("at");
+      text.textContent = points[at].querySelector("title").textContent;
+    };
+    const nearest = (event) => { // within a finger's breadth
+      const distances = points.map((point) => {
+        const box = point.getBoundingClientRect();
+        return Math.hypot(box.left + box.width / 2 - event.clientX, box.top + box.height / 2 - event.clientY);
+      });
+      const least = Math.min(...distances);
+      if (least < 24) show(distances.indexOf(least));
+    };
+    drawing.addEventListener("pointermove", nearest);
+    drawing.addEventListener("pointerdown", nearest);
+    drawing.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      show((at + step + points.length) % points.length);
+    });
+    drawing.addEventListener("focus", () => { if (at < 0 && drawing.matches(":focus-visible")) show(0); });
+  }
 }
 
 // Sliders: answer only if the probability is high enough

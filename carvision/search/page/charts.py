@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from carvision.reports.charts import LOOKS, Axis, Line, bar_chart, line_chart
 from carvision.reports.comparison.frame import is_fraction, lower_is_better, pareto_front
-from carvision.reports.comparison.tables import title_of
+from carvision.reports.comparison.tables import name_of, title_of
 from carvision.reports.page import Section
 from carvision.reports.tables import TextTable, percent
 from carvision.search.build import Sweep
@@ -58,7 +58,7 @@ def _axis(metric: str, values: Sequence[float]) -> Axis:
     known = known[np.isfinite(known)]
     share = is_fraction(metric)
     is_wide = len(known) > 0 and known.min() > 0 and known.max() > WIDE_RANGE * known.min()
-    return Axis(title_of(metric).replace(" %", ", %"), percent=share, log=bool(is_wide) and not share)
+    return Axis(title_of(metric), percent=share, log=bool(is_wide) and not share)
 
 
 def _history(metric: str, mode: str, results: Sequence[tuple[FrozenTrial, float]]) -> Section:
@@ -69,7 +69,7 @@ def _history(metric: str, mode: str, results: Sequence[tuple[FrozenTrial, float]
         Line("best so far", *steps, 1, marked=False),
         Line("trial", numbers, values, 0, texts=[_text(metric, *result) for result in results], joined=False),
     ]
-    title = f"{title_of(metric)} by trial"
+    title = f"{name_of(metric)} by trial"
     return Section(title, markup=line_chart(lines, Axis("trial", whole=True), _axis(metric, values), title))
 
 
@@ -89,7 +89,7 @@ def _pareto(sweep: Sweep, done: Sequence[FrozenTrial]) -> list[Section]:
     for name, rows, look in (("on the Pareto front", front, 1), ("others", np.setdiff1d(np.arange(len(x)), front), 0)):
         texts = [f"{_text(first, done[i], x[i])}; {second} {value_text(second, y[i])}" for i in rows]
         lines.append(Line(name, x[rows].tolist(), y[rows].tolist(), look, texts=texts, joined=False))
-    title = f"{title_of(second)} against {title_of(first)}"
+    title = f"{name_of(second)} against {name_of(first)}"
     return [Section(title, markup=line_chart(lines, _axis(first, x.tolist()), _axis(second, y.tolist()), title))]
 
 
@@ -104,7 +104,7 @@ def _importance(sweep: Sweep, study: optuna.Study) -> list[Section]:
         )
         if len(found) > 1:
             bars = bar_chart([*found], [*found.values()], [f"{percent(v, 0)} %" for v in found.values()], "importance")
-            note = f"Share of the variance of {title_of(metric)} that each explains alone, over the completed trials."
+            note = f"Share of the variance of {name_of(metric)} that each explains alone, over the completed trials."
             return [Section("Importance of the sampled keys", [note], markup=bars)]
     return []
 
@@ -129,7 +129,7 @@ def _by_epoch(sweep: Sweep, study: optuna.Study) -> list[Section]:
         ]
         look = min(rank, LOOKS - 1)
         lines.append(Line(name, epochs, values, look, texts=texts, marked=look < LOOKS - 1))
-    title = f"{title_of(metric)} by epoch"
+    title = f"{name_of(metric)} by epoch"
     x = Axis("epoch", whole=True)
     note = f"The best {MAX_CURVES} of {len(trials)} trials." if len(trials) > MAX_CURVES else ""
     return [Section(title, [note] if note else [], markup=line_chart(lines, x, _axis(metric, ends), title))]
@@ -138,7 +138,7 @@ def _by_epoch(sweep: Sweep, study: optuna.Study) -> list[Section]:
 def _by_key(key: str, metric: str, trials: Sequence[FrozenTrial]) -> Section:
     """Return the values of the first objective by a sampled key: a chart of numbers, a table of choices."""
     values = [_value(trial) for trial in trials]
-    title, distribution = f"{title_of(metric)} by {key}", trials[0].distributions[key]
+    title, distribution = f"{name_of(metric)} by {key}", trials[0].distributions[key]
     if isinstance(distribution, CategoricalDistribution):
         of_choice: dict[str, list[float]] = {}
         for trial, value in zip(trials, values, strict=True):

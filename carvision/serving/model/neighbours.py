@@ -1,19 +1,21 @@
 """The photos of `carvision embed RUN` that are nearest to one: found by their embeddings, shown small."""
 
+import functools
 import io
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from carvision.data.decode import to_rgb, upright_turn
 from carvision.data.images import BadImage, open_image
-from carvision.data.table import UNKNOWN, Table
-from carvision.embedding.store import ABOUT, read_embeddings
 from carvision.errors import InputError
 from carvision.files.folders import MARK
+
+if TYPE_CHECKING:  # it imports pandas, as all that reads the index does: only when it is asked for
+    from carvision.data.table import Table
 
 SIDE_PX = 320  # the longer one of a photo that is shown
 QUALITY = 85  # of its JPEG
@@ -22,7 +24,7 @@ QUALITY = 85  # of its JPEG
 class Loaded(NamedTuple):
     """The photos to search. rows: int (G,), of table. unit: float32 (G, D), of length 1. about: embeddings.json."""
 
-    table: Table
+    table: "Table"
     rows: np.ndarray
     unit: np.ndarray
     about: dict
@@ -42,12 +44,19 @@ class NeighbourIndex:
     """
 
     def __init__(self, run: Path):
-        self.folder = newest_embeddings(run)
+        self.run = run
         self.lock = threading.Lock()
         self.loaded: Loaded | None = None
 
+    @functools.cached_property
+    def folder(self) -> Path | None:
+        """The run's newest complete folder of embeddings."""
+        return newest_embeddings(self.run)
+
     def load(self) -> Loaded:
         """Return the photos to search. Raises InputError if there are none, or they can't be read."""
+        from carvision.embedding.store import read_embeddings
+
         with self.lock:
             if self.loaded is None:
                 if self.folder is None:
@@ -77,6 +86,8 @@ class NeighbourIndex:
 
     def classes(self, row: int) -> dict[str, dict[str, str]]:
         """Return {head: {"id", "name"}} of a photo, for the labels that are known."""
+        from carvision.data.table import UNKNOWN
+
         table = self.load().table
         codes = {name: int(table.rows[name].iloc[row]) for name in table.class_labels}
         return {
@@ -106,6 +117,8 @@ class NeighbourIndex:
 
 def newest_embeddings(run: Path) -> Path | None:
     """Return the run's newest complete folder of embeddings."""
+    from carvision.embedding.store import ABOUT
+
     try:
         folders = [file.parent for file in (run / "embeddings").glob(f"*/{ABOUT}")]
     except OSError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from carvision.data.images import Preprocessing
 from carvision.data.paths import nfc
-from carvision.embedding.embed import Embedder
 from carvision.errors import InputError
 from carvision.explanation.cam import CamMap, MapInput, choose_input, maps_of_images
 from carvision.inference.description import OperatingPoint
@@ -18,10 +17,12 @@ from carvision.inference.model_file import LoadedClassifier
 from carvision.inference.predictor import Predictor
 from carvision.inference.rows import Layout, Row, rows_of
 from carvision.serving.limits import ApiError
-from carvision.serving.model import about
 from carvision.serving.model.engine import Network, choose_network
 from carvision.serving.model.neighbours import NeighbourIndex
 from carvision.serving.photos import Seen
+
+if TYPE_CHECKING:  # what only some requests need is imported by the first of them, as it imports pandas and more
+    from carvision.embedding.embed import Embedder
 
 WANTED_ACCURACY = 0.95  # of the answers that count as sure
 
@@ -103,6 +104,8 @@ class ServedModel:
 
     def _embed(self, kind: str, contents: Sequence[list[Tensor]]) -> list[np.ndarray]:
         """Return float32 (N, D) of each content. kind: "embed", or "neighbours" with the layer of the index."""
+        from carvision.embedding.embed import Embedder
+
         layer, unit_length = "auto", True
         if kind == "neighbours":
             stored = self.index.load().about
@@ -173,6 +176,8 @@ class ServedModel:
 
     def describe(self) -> dict[str, Any]:
         """Return what GET /v1/model reports of this model."""
+        from carvision.serving.model import about
+
         if self.described is None:
             splits, hint = self.folder / "splits.csv", None
             if self.index.folder is None:
@@ -197,6 +202,8 @@ class ServedModel:
 
     def classes(self, head: str, text: str, offset: int, limit: int) -> dict[str, Any]:
         """Return classes of a head, see about.find_classes. Raises ApiError."""
+        from carvision.serving.model import about
+
         try:
             return about.find_classes(self.model, head, text, offset, limit)
         except InputError as error:

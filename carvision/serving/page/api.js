@@ -2,6 +2,8 @@
 import { el } from "./dom.js";
 
 const MAX_TRIES = 6, MAX_WAIT_S = 30;
+const UNREACHABLE = "The server can't be reached. Is it running, and is this device connected?";
+const NOT_OURS = "The answer is not one of this server: is a proxy between?";
 let token = null; // in memory only
 let asking = null; // the promise of a token, while the dialog is open
 let tokenWanted = false;
@@ -46,8 +48,7 @@ export async function ask(path, { query, form, accept = "application/json", sign
       body = await response.text();
     } catch (error) {
       if (signal?.aborted) throw new DOMException("cancelled", "AbortError");
-      if (error instanceof SyntaxError) throw new Failure("The server's answer is not the expected one: is a proxy between?");
-      throw new Failure("The server can't be reached. Is it running, and is this device connected?", { canRetry: true });
+      throw new Failure(error instanceof SyntaxError ? NOT_OURS : UNREACHABLE, { canRetry: true });
     }
     if (response.status === 401) {
       if (sent === token) await askToken(sent !== null); // else another request has asked for it meanwhile
@@ -77,7 +78,7 @@ function failureOf(response, body) {
 /** Return a message as a sentence: with a capital and a full stop. */
 export function sentence(message) {
   const text = String(message).trim();
-  return `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?)]$/.test(text) ? "" : "."}`;
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
 }
 
 function pause(seconds, signal) {

@@ -1,44 +1,64 @@
 /* The model card's Markdown as elements: headings, paragraphs, lists, tables, code. HTML in it stays text. */
-import { el } from "./dom.js";
+import { el, table } from "./dom.js";
 
 const INLINE = /\\([!-/:-@[-`{-~])|(`+)(.+?)\2(?!`)|\*\*(.+?)\*\*|\*(?!\s)(.+?)\*|\[([^\]]*)\]\((https?:\/\/[^\s)]+)\)/;
-const SPECIAL = /^(#{1,6}\s|```|[-*]\s|\||<\/?(details|summary)>?)/;
+const HEADING = /^(#{1,6})\s+(.*)/, FENCE = /^(`{3,})/, ITEM = /^[-*]\s+/;
+const FOLDED = /<\/?(details|summary)>/g; // the card's configuration; shown unfolded
 
-/** Return the elements of a text. Front matter is left out. */
+/** Return the elements of a text. */
 export function markdown(text) {
-  const lines = text.replace(/^---\n[^]*?\n---\n/, "").split(/\r?\n/), parts = [];
+  const lines = text.replaceAll(FOLDED, "").split(/\r?\n/), parts = [];
   while (lines.length) {
-    const line = lines.shift(), heading = /^(#{1,6})\s+(.*)/.exec(line), fence = /^(`{3,})/.exec(line);
-    if (heading) parts.push(el(`h${Math.min(6, heading[1].length + 2)}`, {}, inline(heading[2])));
-    else if (fence) parts.push(el("pre", { tabindex: "0" }, takeWhile(lines, (each) => !each.startsWith(fence[1])).join("\n"))) && lines.shift();
-    else if (/^[-*]\s/.test(line)) parts.push(el("ul", {}, [line, ...takeWhile(lines, (each) => /^[-*]\s/.test(each) || (!each.trim() && /^[-*]\s/.test(lines[1] ?? "")))].filter((each) => each.trim()).map((item) => el("li", {}, inline(item.slice(2))))));
-    else if (line.startsWith("|")) parts.push(table([line, ...takeWhile(lines, (each) => each.startsWith("|"))]));
-    else if (/^<\/?(details|summary)>/.test(line)) parts.push(el("p", {}, line.replaceAll(/<\/?(details|summary)>/g, "")));
-    else if (line.trim()) parts.push(el("p", {}, inline([line, ...takeWhile(lines, (each) => each.trim() && !SPECIAL.test(each))].join(" "))));
+    const line = lines[0];
+    if (!line.trim()) lines.shift();
+    else if (HEADING.test(line)) parts.push(heading(lines.shift()));
+    else if (FENCE.test(line)) parts.push(codeBlock(lines));
+    else if (ITEM.test(line)) parts.push(list(takeWhile(lines, (each) => ITEM.test(each))));
+    else if (line.startsWith("|")) parts.push(tableOf(takeWhile(lines, (each) => each.startsWith("|"))));
+    else parts.push(el("p", {}, inline(takeWhile(lines, isText).join(" "))));
   }
-  return parts.filter((part) => part.hasChildNodes());
+  return parts;
 }
 
+const isText = (line) => line.trim() && ![HEADING, FENCE, ITEM, /^\|/].some((start) => start.test(line));
+
+/** Remove the first lines that pass the test, and return them. */
 function takeWhile(lines, test) {
   const end = lines.findIndex((line) => !test(line));
   return lines.splice(0, end < 0 ? lines.length : end);
 }
 
-function table([header, rule, ...rows]) {
+function heading(line) {
+  const [, marks, text] = HEADING.exec(line);
+  return el(`h${Math.min(6, marks.length + 2)}`, {}, inline(text)); // below the headings of the page
+}
+
+function codeBlock(lines) {
+  const [fence] = FENCE.exec(lines.shift());
+  const code = takeWhile(lines, (line) => !line.startsWith(fence));
+  lines.shift();
+  return el("pre", { tabindex: "0" }, code.join("\n"));
+}
+
+const list = (items) => el("ul", {}, items.map((item) => el("li", {}, inline(item.replace(ITEM, "")))));
+
+function tableOf([header, rule = "", ...rows]) {
   const cells = (line) => line.replace(/^\|/, "").replace(/\|\s*$/, "").split(/(?<!\\)\|/).map((cell) => cell.trim());
-  const isNumber = cells(rule ?? "").map((cell) => cell.endsWith(":"));
-  const row = (line, tag) => el("tr", {}, cells(line).map((cell, i) => el(tag, { class: isNumber[i] ? "number" : null }, inline(cell))));
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "table" },
-    el("table", {}, el("thead", {}, row(header, "th")), el("tbody", {}, rows.map((line) => row(line, "td")))));
+  const isNumber = cells(rule).map((cell) => cell.endsWith(":"));
+  const shown = (line) => cells(line).map(inline);
+  return table("table", shown(header), rows.map(shown), (i) => isNumber[i]);
 }
 
 function inline(text) {
   const parts = [];
   for (let found; (found = INLINE.exec(text)); text = text.slice(found.index + found[0].length)) {
     const [, escaped, , code, strong, emphasis, label, href] = found;
-    parts.push(text.slice(0, found.index), escaped ?? (code !== undefined ? el("code", {}, code.trim())
-      : strong !== undefined ? el("strong", {}, inline(strong)) : emphasis !== undefined ? el("em", {}, inline(emphasis))
-      : el("a", { href, rel: "noreferrer" }, inline(label))));
+    parts.push(text.slice(0, found.index));
+    if (escaped !== undefined) parts.push(escaped);
+    else if (code !== undefined) parts.push(el("code", {}, code.trim()));
+    else if (strong !== undefined) parts.push(el("strong", {}, inline(strong)));
+    else if (emphasis !== undefined) parts.push(el("em", {}, inline(emphasis)));
+    else parts.push(el("a", { href, rel: "noreferrer" }, inline(label)));
   }
   return [...parts, text];
 }

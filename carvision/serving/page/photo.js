@@ -44,7 +44,8 @@ export class Photo extends EventTarget {
       const found = await inTurn(async () => {
         signal.throwIfAborted();
         this.#become("sending");
-        return ask("v1/predict", { ...await this.#request({ top: 5 }), signal, onWait: (s) => this.#become("sending", s) });
+        const onWait = (seconds) => this.#become("sending", seconds);
+        return ask("v1/predict", { ...await this.#request({ top: 5 }), signal, onWait });
       });
       const [answer] = found.photos;
       if (answer.error) throw new Failure(sentence(answer.error.message), { code: answer.error.code });
@@ -70,7 +71,8 @@ export class Photo extends EventTarget {
 
   /** Return the heat map drawn over the photo by the server, as a Blob: for photos that the browser can't show. */
   async drawn(head, id) {
-    return ask("v1/explain", { ...await this.#request({ head, class: id }), accept: "image/png", signal: this.control.signal });
+    const { signal } = this.control;
+    return ask("v1/explain", { ...await this.#request({ head, class: id }), accept: "image/png", signal });
   }
 
   /** Return the nearest training photos. */
@@ -91,7 +93,8 @@ export class Photo extends EventTarget {
   async #request(query) {
     const limit = network.about.limits.body_bytes;
     if (this.file.size > limit) {
-      throw new Failure(`The photo has ${bytes(this.file.size)}; this server takes at most ${bytes(limit)}. Make it smaller.`);
+      const size = bytes(this.file.size);
+      throw new Failure(`The photo has ${size}, and this server takes at most ${bytes(limit)}: make it smaller.`);
     }
     let data;
     try {

@@ -71,14 +71,6 @@ export class Stage {
     return this.unshown.hidden;
   }
 
-  /** Draw the part that the network saw, as it saw it, into a canvas of its input's size. */
-  drawSeen(canvas, part, sizePx) {
-    canvas.width = canvas.height = sizePx;
-    const [left, top, right, bottom] = part, draw = canvas.getContext("2d");
-    draw.imageSmoothingQuality = "high";
-    draw.drawImage(this.image, left, top, right - left, bottom - top, 0, 0, sizePx, sizePx);
-  }
-
   #cannotShow() {
     this.image.hidden = true;
     this.unshown.hidden = false;
@@ -106,8 +98,11 @@ export class Stage {
     let start = null, drawn = null;
     const at = (event) => {
       const frame = this.element.getBoundingClientRect();
-      const inside = (value, size, pixels) => Math.round(Math.min(1, Math.max(0, value / size)) * pixels);
-      return [inside(event.clientX - frame.left, frame.width, this.width), inside(event.clientY - frame.top, frame.height, this.height)];
+      const share = (value, size) => Math.min(1, Math.max(0, value / size));
+      return [
+        Math.round(this.width * share(event.clientX - frame.left, frame.width)),
+        Math.round(this.height * share(event.clientY - frame.top, frame.height)),
+      ];
     };
     const stop = (event) => {
       if (!start || event.pointerId !== start.id) return;
@@ -144,21 +139,24 @@ function paint(canvas, values, ratio) {
   const { width, height } = canvas;
   const smooth = transposed(enlarged(transposed(enlarged(values, height)), width));
   const draw = canvas.getContext("2d"), picture = draw.createImageData(width, height);
-  const isInside = (x, y) => smooth[Math.min(height - 1, Math.max(0, y))][Math.min(width - 1, Math.max(0, x))] >= CONTOUR;
+  const isInside = (x, y) => (smooth[y]?.[x] ?? NaN) >= CONTOUR;
+  const isEdge = (x, y) => [[-1, 0], [1, 0], [0, -1], [0, 1]].some(([dx, dy]) =>
+    smooth[y + dy]?.[x + dx] !== undefined && isInside(x + dx, y + dy) !== isInside(x, y));
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
       const value = Math.min(1, Math.max(0, smooth[y][x]));
-      const step = Math.min(COLOURS.length - 2, Math.floor(value * (COLOURS.length - 1))), rest = value * (COLOURS.length - 1) - step;
-      let colour = COLOURS[step].map((from, i) => from + rest * (COLOURS[step + 1][i] - from));
-      let opacity = OPACITY[0] + (OPACITY[1] - OPACITY[0]) * value;
-      const inside = isInside(x, y);
-      if ([[-1, 0], [1, 0], [0, -1], [0, 1]].some(([dx, dy]) => isInside(x + dx, y + dy) !== inside)) {
-        [colour, opacity] = [inside ? [255, 255, 255] : [0, 0, 0], 1];
-      }
+      let colour = colourOf(value), opacity = OPACITY[0] + (OPACITY[1] - OPACITY[0]) * value;
+      if (isEdge(x, y)) [colour, opacity] = [isInside(x, y) ? [255, 255, 255] : [0, 0, 0], 1];
       picture.data.set([...colour, 255 * opacity], 4 * (y * width + x));
     }
   }
   draw.putImageData(picture, 0, 0);
+}
+
+/** Return the colour of a value in 0..1, [red, green, blue] in 0..255, between two of COLOURS. */
+function colourOf(value) {
+  const at = value * (COLOURS.length - 1), step = Math.min(COLOURS.length - 2, Math.floor(at));
+  return COLOURS[step].map((from, i) => from + (at - step) * (COLOURS[step + 1][i] - from));
 }
 
 /** Resize rows to `length` of them by Pillow's bicubic filter. */

@@ -45,7 +45,7 @@ from carvision.training.run.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # raise it with every change of how features are computed
+FORMAT = 4  # raise it with every change of how features are computed, or of what the note of their file has
 
 # On the CPU, small batches keep activations in the processor's cache: MobileNetV2 0.35 at 224 px took 9 ms a photo,
 # against 13 to 16 ms in batches of 64, with the same bits.
@@ -91,17 +91,23 @@ class FeatureCache:
         self.wanted_folder, self.max_bytes = cfg["features"]["dir"], 1e9 * cfg["features"]["max_gb"] * bool(self.cached)
         self.crop_to_box, self.epoch_fraction = cfg["data"]["crop_to_box"], cfg["data"]["epoch_fraction"]
         self.opened: dict[str, Features | None] = {}  # the last ones, by their digest
-        self.seconds_per_photo: float | None = None  # of the backbone, if this start has computed features
+        self.seconds_per_photo: float | None = None  # of the pass that computed the features last obtained
 
     def __call__(self, split: str) -> CachedFeatures | None:
-        fitting, phase = self.lit.trainer.state.fn == TrainerFn.FITTING, self.lit.phase
-        if split not in self.cached or split not in self.splits:
-            return None
-        if fitting and (phase["train_layers"] != "none" or phase["epochs"] * self.epoch_fraction < 1):
+        fitting = self.lit.trainer.state.fn == TrainerFn.FITTING
+        if split not in (self.replaced(self.lit.phase) if fitting else self._stored()):
             return None
         # After training a missing file is not computed: the evaluation itself is one pass
         features = self.obtain(compute=fitting)
         return self.photos_of(features, split) if features else None
+
+    def replaced(self, phase: Phase) -> set[str]:
+        """Return the splits whose photos cached features replace in the phase."""
+        is_frozen = phase["train_layers"] == "none" and phase["epochs"] * self.epoch_fraction >= 1
+        return self._stored() if is_frozen else set()
+
+    def _stored(self) -> set[str]:
+        return {*self.cached} & {*self.splits}
 
     def photos_of(self, features: Features, split: str) -> CachedFeatures:
         """Return the split's photos as rows of `features`."""
@@ -130,10 +136,9 @@ class FeatureCache:
                     return None
                 table = replace(self.table, rows=self._rows())
                 found = compute_features(self.lit, self.data, table, file, self.max_bytes)
-                self.seconds_per_photo = (time.perf_counter() - began) / len(table)
             elif found is not None:
                 log.info("features of %s photos from %s", f"{len(found.rows):,}", file)
-            self.opened = {key: found}
+            self.opened, self.seconds_per_photo = {key: found}, found.seconds_per_photo if found else None
             self.clock.add("features", time.perf_counter() - began)
         return self.opened[key]
 
@@ -207,11 +212,12 @@ def compute_features(
                 problem = _attempt(file, new.append, values.numpy())
         bad = {row: reason for part in gather_objects(own_bad) for row, reason in part.items()}
         if new and not problem:
-            problem = _attempt(file, new.finish, {"bad": bad})
+            note = {"bad": bad, "seconds_per_photo": (time.perf_counter() - began) / num}
+            problem = _attempt(file, new.finish, note)
     seconds = time.perf_counter() - began
     if rows is not None:
         log.warning("features of %s photos in %.1f s, for this run alone: %s", f"{num:,}", seconds, problem)
-        return Features(rows, bad)
+        return Features(rows, bad, seconds / num)
     if problem := _first_problem(problem):
         text = "features of %.1f GB can't be cached: %s; training through the backbone instead"
         log.warning(text, size / 1e9, problem)

@@ -27,7 +27,6 @@ from carvision.training.callbacks import Clock
 from carvision.training.distributed.collectives import broadcast_object
 from carvision.training.features.cache import FeatureCache
 from carvision.training.module import LitClassifier, seed_rng
-from carvision.training.optim import Phase
 
 log = logging.getLogger(__name__)
 
@@ -86,19 +85,6 @@ class LinearStart(pl.Callback):
             for name, value in metrics.items()
         )
         log.info("linear start: %s; val: %s (%.1f s)", method, message, seconds)
-        if self.cache.seconds_per_photo:
-            num_photos = {split: len(part.rows) for split, part in photos.items()}
-            minutes = expected_seconds(module.phases, num_photos, self.cache.seconds_per_photo) / 60
-            log.info("expected time of the %d epochs: about %.2g min", module.num_epochs, minutes)
-
-
-def expected_seconds(phases: list[Phase], num_photos: dict[str, int], seconds_per_photo: float) -> float:
-    """Estimate the time of all epochs from that of a photo's pass through the backbone.
-
-    num_photos: {"train", "val"} -> number. If the backbone trains, its backward pass takes as long as two more.
-    """
-    passes = ((phase["epochs"], 1 if phase["train_layers"] == "none" else 3) for phase in phases)
-    return sum(n * (num_photos["val"] + factor * num_photos["train"]) for n, factor in passes) * seconds_per_photo
 
 
 def fit_above(lit: LitClassifier, photos: dict[str, CachedFeatures], seed: int) -> str:

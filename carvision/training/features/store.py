@@ -1,7 +1,7 @@
 """The folder of cached features, which runs share: .npy files, mapped into memory, the least recently used deleted.
 
 A file's name has a digest of all that its content depends on, so that an existing file never needs validation beyond
-its checksum. Its note are the photos that could not be read.
+its checksum. Its note has the photos that could not be read, and how long the others took.
 """
 
 import contextlib
@@ -33,10 +33,12 @@ class Features(NamedTuple):
     """Hold the features of N photos.
 
     rows: (N, ...) float32 or float64, mapped from the disk or in memory. bad: {row: why the photo can't be read}.
+    seconds_per_photo: that computing them took.
     """
 
     rows: Tensor
     bad: dict[int, str]
+    seconds_per_photo: float
 
 
 def feature_file(wanted: str | None, digest: str) -> Path:
@@ -53,7 +55,8 @@ def open_features(file: Path) -> Features | None:
         return None
     try:
         rows, note = read_array(file)
-        features = Features(torch.from_numpy(rows), {int(row): reason for row, reason in note["bad"].items()})
+        bad = {int(row): reason for row, reason in note["bad"].items()}
+        features = Features(torch.from_numpy(rows), bad, float(note["seconds_per_photo"]))
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         log.warning("%s is damaged (%s): its features are recomputed", file, one_line(error, 100))
         return None

@@ -12,7 +12,8 @@ from torch import Tensor
 from carvision.files.progress import create_batch_bar
 from carvision.reports.tables import percent
 from carvision.system.terminal import num_cells
-from carvision.training.module import LitClassifier
+from carvision.training.module import LitClassifier, callbacks_of
+from carvision.training.run.expected_time import ExpectedTime
 
 READ_EVERY_S = 0.5  # between two readings of the running metrics
 SHARE = 0.5  # of the terminal's width, at most, for the metrics
@@ -59,10 +60,10 @@ class RunBar(pl.Callback):
             self.read_after = time.monotonic() + READ_EVERY_S
             self._read(module)
         num_batches = int(trainer.num_training_batches)
-        left = (module.num_epochs - trainer.current_epoch) * num_batches - batch_idx - 1
+        left = _epochs_left(trainer, module) * num_batches - batch_idx - 1
         epoch = f"epoch {trainer.current_epoch + 1}/{module.num_epochs}"
-        val_left = (module.num_epochs - trainer.current_epoch) * _num_val_batches(trainer)
-        after = f"{self._metrics_text(module)}{self._left_text(left, val_left)}"
+        val_left = _epochs_left(trainer, module) * _num_val_batches(trainer)
+        after = f"{self._metrics_text(module)}{self._left_text(trainer, module, left, val_left)}"
         self._show(epoch, batch_idx + 1, num_batches, after)
 
     def on_validation_batch_end(
@@ -71,9 +72,9 @@ class RunBar(pl.Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self._time("val")
-        num_batches, epochs_after = _num_val_batches(trainer), module.num_epochs - trainer.current_epoch - 1
+        num_batches, epochs_after = _num_val_batches(trainer), _epochs_left(trainer, module) - 1
         left, val_left = epochs_after * int(trainer.num_training_batches), (epochs_after + 1) * num_batches
-        after = f"{self._metrics_text(module)}{self._left_text(left, val_left - batch_idx - 1)}"
+        after = f"{self._metrics_text(module)}{self._left_text(trainer, module, left, val_left - batch_idx - 1)}"
         self._show("validation", batch_idx + 1, num_batches, after)
 
     def on_test_batch_end(
@@ -97,13 +98,14 @@ class RunBar(pl.Callback):
             self.batches[split] += 1
         self.last = now
 
-    def _left_text(self, train_batches: int, val_batches: int) -> str:
-        """Return the time that so many batches take, "1:02:03 left"."""
+    def _left_text(self, trainer: pl.Trainer, module: LitClassifier, train_batches: int, val_batches: int) -> str:
+        """Return the time that so many batches of this phase take, and the phases after it: "1:02:03 left"."""
         if not self.batches["train"]:
             return ""
         of_train = self.seconds["train"] / self.batches["train"]
         of_val = self.seconds["val"] / self.batches["val"] if self.batches["val"] else VAL_BATCH * of_train
-        minutes, seconds = divmod(round(train_batches * of_train + val_batches * of_val), 60)
+        after = sum(each.seconds_after_phase(trainer, module, of_train) for each in callbacks_of(trainer, ExpectedTime))
+        minutes, seconds = divmod(round(train_batches * of_train + val_batches * of_val + after), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
 
@@ -133,6 +135,11 @@ class RunBar(pl.Callback):
             if num_cells(text) <= SHARE * shutil.get_terminal_size().columns:
                 break
         return text
+
+
+def _epochs_left(trainer: pl.Trainer, module: LitClassifier) -> int:
+    """Return the epochs of this phase that are not finished."""
+    return module.phase_position["phase_begun"] + module.phase["epochs"] - trainer.current_epoch
 
 
 def _num_val_batches(trainer: pl.Trainer) -> int:

@@ -30,6 +30,7 @@ from carvision.training.hardware import hardware_used, set_deterministic
 from carvision.training.module import LitClassifier, callbacks_of
 from carvision.training.optim import Phase
 from carvision.training.run.checkpoints import require_space
+from carvision.training.run.expected_time import ExpectedTime
 from carvision.training.run.folder import EXTENDING, METRICS, write_config
 from carvision.training.run.provenance import write_environment
 from carvision.training.run.resume import (
@@ -92,9 +93,8 @@ def train_single_run(
         write_environment(folder, cfg, trainer)
     linear = wants_linear_start(cfg, lit.model)
     datamodule.cached_features = cache = FeatureCache(cfg, lit, datamodule, clock, linear)
-    if linear:
-        hooks: list[pl.Callback] = trainer.callbacks  # pyrefly: ignore[missing-attribute] - see callbacks_of
-        hooks.insert(0, LinearStart(cache, clock, cfg["seed"]))
+    hooks: list[pl.Callback] = trainer.callbacks  # pyrefly: ignore[missing-attribute] - see callbacks_of
+    hooks[:0] = [*([LinearStart(cache, clock, cfg["seed"])] if linear else []), ExpectedTime(cache)]
     clock.lap("building")
     try:
         ended = fit_phases(trainer, lit, datamodule, resume_point, cfg["run"]["max_epochs_per_start"])

@@ -62,7 +62,7 @@ def test_the_command_writes_all_files_and_imports_neither_torch_nor_hydra(run_mo
     head, *rows = ([cell.strip() for cell in re.split(r"(?<!\\)\|", x)[1:-1]] for x in lines if x.startswith("|"))
     assert head[1:] == ["folds (2 folds)", r"\<b>\$x\|y", "cut_short (unfinished)", "two_heads"]
     cells = {row[0]: row[1:] for row in rows}
-    assert cells["val class top-1 %"] == ["**60.0 ± 14.1**", "55.0", "10.0", ""]
+    assert cells["val class top-1, %"] == ["**60.0 ± 14.1**", "55.0", "10.0", ""]
     assert cells["best epoch"] == ["2", "3", "1", "2"] and cells["parameters"][1] == "1,234,567"
     assert cells["wall minutes"][2:] == ["0.17", "**0.47**"]  # unfinished: not the shortest
 
@@ -135,6 +135,14 @@ def test_cells_of_a_grid_by_networks(tmp_path, figures):
     assert not any("sweep.cells" in name for name in frame.index)
     sheets = [figure for figure in figures if not figure.axes[0].axison]
     assert all(keys.replace(",", ", ") in texts_of(figure) for figure in sheets)  # longer than the matrix is high
+
+
+def test_runs_on_one_data_set_with_different_losses_are_told_apart(tmp_path, capsys):
+    for name, root, smoothing in (("a", "cars", 0.0), ("b", "birds", 0.1), ("c", "cars", 0.0), ("d", "cars", 0.1)):
+        write_run(tmp_path / name, data__name="folder", data__root=root, loss__label_smoothing=smoothing)
+    for names, is_noted in (("abc", False), ("abcd", True)):
+        write_comparison([tmp_path / name for name in names], tmp_path / f"out_{names}")
+        assert ("have different losses (loss.label_smoothing)" in capsys.readouterr().out) == is_noted
 
 
 def test_names_and_order_are_those_given_and_runs_may_be_in_the_current_folder(runs, tmp_path, monkeypatch):

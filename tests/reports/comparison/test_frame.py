@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import yaml
 from carvision.errors import InputError
 from carvision.reports.comparison.frame import finest_metric, pareto_front, runs_frame
 from carvision.reports.comparison.runs import find_runs, read_run
-from carvision.reports.comparison.settings import data_sets_of, differing_keys, matrix_of, name_runs
+from carvision.reports.comparison.settings import SEVERAL, Matrix, data_sets_of, differing_keys, matrix_of, name_runs
 from carvision.reports.comparison.tables import best_marks, matrix_marks, matrix_tables, shown_columns
 
 NAN = float("nan")
@@ -107,6 +108,10 @@ def test_folds_are_one_run_with_mean_and_spread(tmp_path):
     assert row["wall_min"] == pytest.approx((21 + 21 + 33 + 3 * 7.5) / 60)
     assert run.history["epoch"].tolist() == [0, 1]  # the two epochs that all folds have
     assert run.history["val/class/top1"].tolist() == pytest.approx([0.3, 0.6])
+    many = write_folds(tmp_path / "many", [(0.2, 0.5)] * 2, heads=tuple(f"head{i}" for i in range(60)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # pandas' of fragmented frames
+        assert compared(many)[1][0].history.shape == (2, 3 + 2 * (2 * 60 + 3))
     for fold in parent.glob("fold_*"):
         shutil.rmtree(fold)
     frame, runs = compared(parent)  # the summary is left
@@ -149,6 +154,8 @@ def test_tables_show_each_head_and_penalties_and_the_finest_head_has_the_most_cl
     (folder / "metrics.json").write_text(json.dumps(metrics))
     assert shown_columns(compared(folder)[0])[1] == ["val/loss", "val/loss_total", "val/class/top1"]
     assert finest_metric(*compared(several)) == "val/doors/top1"
+    frame = compared(folder, several)[0]  # of one of them the other's heads have no values
+    assert shown_columns(frame.iloc[:1])[1] == ["val/loss", "val/loss_total", "val/class/top1"]
     labels = {"make": {"ids": ["a", "b"]}, "model": {"ids": ["c", "d", "e"]}, "doors": {"ids": ["4"]}}
     (several / "model.json").write_text(json.dumps({"labels": labels}))
     assert finest_metric(*compared(several)) == "val/model/top1"
@@ -246,6 +253,27 @@ def test_the_matrix_has_the_best_run_of_each_cell(tmp_path, caplog):
     assert values.rows[0] == ["vgg", "50.0", "70.0 (of 2)"] and "Slowest" in minutes.notes[0]
     worst = matrix_of(frame, runs, "model.backbone", "optimizer.name", "val/loss")
     assert worst.values.loc["vgg", "adam"] == pytest.approx(2 - 0.7)  # the lower loss
+
+
+def test_a_matrix_marks_the_best_within_a_data_set():
     frame = pd.DataFrame([[0.7, 0.9, NAN], [0.8, 0.8, 0.5], [0.9, NAN, NAN]])
-    assert matrix_marks(frame, "val/class/top1") == [["", "overall", ""], ["best", "best", ""], ["overall", "", ""]]
-    assert matrix_marks(frame, "wall_min") == [["best", "", ""], ["", "", "overall"], ["", "", ""]]
+    one = Matrix("", "", "", frame, frame, frame, frame.map(lambda value: "cars" if value > 0 else ""))
+    assert matrix_marks(one, frame, "val/class/top1") == [
+        ["", "overall", ""], ["best", "best", ""], ["overall", "", ""]
+    ]  # fmt: skip
+    assert matrix_marks(one, frame, "wall_min") == [["best", "", ""], ["", "", "overall"], ["", "", ""]]
+    data_sets = pd.DataFrame([["cars", "pets", ""], ["cars", "pets", "pets"], [SEVERAL, "", ""]])
+    two = Matrix("", "", "", frame, frame, frame, data_sets)
+    assert matrix_marks(two, frame, "val/class/top1") == [["", "overall", ""], ["overall", "best", ""], ["", "", ""]]
+
+
+def test_cells_of_a_matrix_know_their_data_sets(tmp_path):
+    for i, (name, rate) in enumerate([("oxford102", 0.1), ("oxford102", 0.2), ("stanford_cars", 0.1)]):
+        write_run(tmp_path / str(i), [0.5 + i / 10], data__name=name, optimizer__lr=rate, model__backbone="vgg")
+    frame, runs = compared(tmp_path)
+    matrix = matrix_of(frame, runs, "data.name", "optimizer.lr", "val/class/top1")
+    assert matrix.data_sets.to_numpy().tolist() == [["oxford102", "oxford102"], ["stanford_cars", ""]]
+    assert matrix_marks(matrix, matrix.values, "val/class/top1") == [["", "overall"], ["", ""]]
+    matrix = matrix_of(frame, runs, "model.backbone", "optimizer.lr", "val/class/top1")
+    assert matrix.data_sets.to_numpy().tolist() == [[SEVERAL, "oxford102"]]
+    assert matrix_marks(matrix, matrix.values, "val/class/top1") == [["", ""]]

@@ -166,7 +166,7 @@ def test_random_transforms_are_named_and_features_keep_refused_if_nothing_can_be
 def write_features(file) -> None:
     with ArrayWriter(file, "float32") as new:
         new.append(np.ones((100, 10)))
-        new.finish({"bad": {}})
+        new.finish({"bad": {}, "seconds_per_photo": 0.1})
 
 
 def test_the_least_recently_used_files_make_room(tmp_path):

@@ -68,7 +68,8 @@ def start_and_cut(folder, *overrides: str) -> None:
 @pytest.mark.parametrize("overrides", [
     ["optimizer.sam_rho=0.05", "model.trunk.hidden=[16]", "model.trunk.dropout=0.5", "schedule=one_cycle",
      "data.sampler=balanced", "data.num_workers=2", "augment=rand_augment"],
-    ["trainer.accumulate_grad_batches=4", "callbacks.ema_decay=0.99", "loss=r0_focal", "loss.head_weights=learned"],
+    ["trainer.accumulate_grad_batches=4", "callbacks.ema_decay=0.99", "loss=r0_focal", "loss.head_weights=learned",
+     "augment=mixup_cutmix"],
 ])  # fmt: skip
 def test_a_run_interrupted_inside_an_epoch_ends_as_if_undisturbed(overrides, cut, demo_photos, tmp_path):
     overrides = [*demo(demo_photos), "optimizer.lr=0.01", "data.batch_size=8", *overrides]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import carvision
+from carvision.run_report.write import write_report
 from carvision.system.versions import name_of, requirements
 from carvision.training.run.single_run import metrics_of
 from carvision.training.trainer import stop_rule
@@ -65,6 +66,14 @@ def test_all_folds_are_trained_and_their_mean_reported(demo_photos, tmp_path):
     assert summary["mean"] == pytest.approx(np.mean(values)) and summary["std"] == pytest.approx(np.std(values, ddof=1))
     splits = pd.concat([pd.read_csv(folder / name / "splits.csv") for name in folds])
     assert sorted(splits.loc[splits["split"] == "test", "path"]) == sorted(set(splits["path"]))
+    text = write_report(folder, ["data.num_workers=0"], "cpu").read_text(encoding="utf-8")
+    assert f"{100 * summary['mean']:.1f}&nbsp;% of the photos" in text
+    assert all((folder / name / "report.html").exists() and f'href="{name}/report.html"' in text for name in folds)
+    tested = {name: pd.read_csv(folder / name / "splits.csv").query("split == 'test'")["path"] for name in folds}
+    errors = pd.read_csv(folder / "label_errors_model.csv")
+    assert len(errors) and all(
+        path in set(tested[fold]) for fold, path in zip(errors["split"], errors["path"], strict=True)
+    )
 
 
 @pytest.mark.parametrize(("override", "message"), [
