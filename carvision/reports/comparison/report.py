@@ -1,6 +1,5 @@
 """Compare runs: read them, arrange them, write and print the tables, draw the plots."""
 
-import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
