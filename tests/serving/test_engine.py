@@ -52,7 +52,7 @@ def test_auto_takes_another_engine_only_if_it_agrees_and_is_faster(model, monkey
             network.predictor = lambda images: {head: 1.001 * values for head, values in right(images).items()}
         return network
 
-    monkeypatch.setattr(engine, "timing", lambda network: seconds[network.engine])
+    monkeypatch.setattr(engine, "timings", lambda networks: [seconds[network.engine] for network in networks])
     monkeypatch.setattr(engine, "build", make)
     assert choose_network([model], CPU, "auto").engine == "onnx"
     seconds["onnx"] = (1.2, 5.0)  # slower for one photo

@@ -66,25 +66,25 @@ def choose_network(models: Sequence[LoadedClassifier], device: torch.device, wan
     Raises InputError for an engine that can't be built, or disagrees.
     """
     eager = Network(Predictor(list(models)), device)
-    timing(eager)  # the first batches take longer
+    timings([eager])  # the first batches take longer
     if wanted == "eager":
         return eager
     if wanted != "auto":
         return checked(build(models, device, wanted), eager)
-    best, times = eager, timing(eager)
+    best = eager
     for name in ENGINES[1:]:
         try:
             other = checked(build(models, device, name), eager)
         except InputError as error:
             log.info("engine %s: not used (%s)", name, one_line(error, 200))
             continue
-        seconds = timing(other)
+        times, seconds = timings([best, other])
         log.info(
             "engine %s: %.1f ms for one photo, %.1f ms for %d; %s: %.1f and %.1f ms", name, 1e3 * seconds[0],
             1e3 * seconds[1], MAX_PHOTOS, best.engine, 1e3 * times[0], 1e3 * times[1],
         )  # fmt: skip
         if seconds[1] < FASTER * times[1] and seconds[0] < NO_SLOWER * times[0]:
-            best, times = other, seconds
+            best = other
     return best
 
 
@@ -158,14 +158,17 @@ def checked(network: Network, eager: Network) -> Network:
     return network
 
 
-def timing(network: Network) -> tuple[float, float]:
-    """Return the median seconds of a batch of one, and of MAX_PHOTOS."""
-    medians = []
+def timings(networks: Sequence[Network]) -> list[tuple[float, float]]:
+    """Return the median seconds of a batch of one, and of MAX_PHOTOS, of each network. They take turns, so that what
+    else the machine does slows all of them."""
+    medians: list[list[float]] = [[] for _ in networks]
     for num in SIZES:
-        images, seconds = random_pixels(network.predictor, num), []
+        images, seconds = random_pixels(networks[0].predictor, num), [[] for _ in networks]
         for _ in range(NUM_TIMED):
-            began = time.perf_counter()
-            network(images)
-            seconds.append(time.perf_counter() - began)
-        medians.append(statistics.median(seconds))
-    return medians[0], medians[1]
+            for network, of_network in zip(networks, seconds, strict=True):
+                began = time.perf_counter()
+                network(images)
+                of_network.append(time.perf_counter() - began)
+        for of_size, of_network in zip(medians, seconds, strict=True):
+            of_size.append(statistics.median(of_network))
+    return [(one, many) for one, many in medians]
