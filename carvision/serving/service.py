@@ -19,9 +19,11 @@ from carvision.serving.limits import ApiError
 from carvision.serving.model.served import ServedModel
 from carvision.serving.monitor import Monitor
 from carvision.serving.photos import Seen, Upload, decode, open_part, read_uploads, start_threads
+from carvision.system.runtime import release_freed_memory
 
 PART = 8  # photos that a thread decodes in one go, as in the loader
 INLINE_BYTES = 16_384  # of a body that is read at once, rather than by another thread
+RELEASE_S = 5.0  # after which freed memory is returned: batches of ever other sizes leave ever more gaps in it
 OVERLAY_PX = 512  # the shorter side of a heat map that is drawn, at most
 
 
@@ -34,6 +36,7 @@ class Service:
     def __init__(self, models: Sequence[ServedModel], num_threads: int):
         self.models = {model.name: model for model in models}
         self.first = models[0]
+        self.released = time.monotonic()
         self.batcher = Batcher(self._run, on_batch=self._add_batch)
         self.monitor = Monitor(lambda: self.batcher.num_admitted)
         self.threads: ThreadPoolExecutor = start_threads(num_threads)
@@ -182,6 +185,9 @@ class Service:
 
     def _add_batch(self, num_photos: int, waited: list[float], seconds: float) -> None:
         self.monitor.add_batch(num_photos, waited, seconds)
+        if time.monotonic() - self.released > RELEASE_S:
+            release_freed_memory()
+            self.released = time.monotonic()
 
 
 def draw(model: ServedModel, upload: Upload, values: np.ndarray) -> bytes:
