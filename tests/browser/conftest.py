@@ -17,13 +17,19 @@ SCRIPTS = ("日本語の車", "سيارة", "автомобиль", "αυτοκ�
 
 
 @pytest.fixture(scope="session")
-def browser():
-    """The system's Chromium, without a window."""
+def chromium() -> str:
+    """The path of the system's Chromium."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine (on Debian: apt-get install chromium)")
+    return CHROMIUM
+
+
+@pytest.fixture(scope="module")  # playwright keeps an event loop running, beside which other tests could start none
+def browser(chromium):
+    """Chromium without a window."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (it is in the extra dev)")
     with api.sync_playwright() as play:
-        launched = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        launched = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield launched
         launched.close()
 
@@ -107,7 +113,7 @@ def large_run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def address(browser, tmp_path_factory, demo_run, large_run):
+def address(chromium, tmp_path_factory, demo_run, large_run):
     """The address of a server of two runs: cars (with boxes and embeddings) and many (1,000 classes); skipped without a
     browser."""
     from carvision.embed import embed

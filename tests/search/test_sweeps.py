@@ -88,7 +88,7 @@ def test_the_value_is_the_best_validation_and_only_the_best_trials_keep_their_ch
     for name in ("history", "importance", "slices", "parallel"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
     page = (folder / "search.html").read_text()
-    headings = {"All trials", *(f"val loss by {what}" for what in ("trial", "epoch", "optimizer.lr"))}
+    headings = {"All trials", *(f"Val loss by {what}" for what in ("trial", "epoch", "optimizer.lr"))}
     assert headings <= set(re.findall("<h2>(.*)</h2>", page)) and "://" not in page
     assert len(page) < 300_000  # no library is in it
 
