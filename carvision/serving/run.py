@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import warnings
 import webbrowser
 from collections import Counter
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")  # as runs are named by default
 KEEP_ALIVE_S = 15
 MIN_TOKEN = 16  # characters
+# For which a thread may hold Python's lock while others wait (Python's default: 5 ms). The network's thread waits for
+# it after each operation, of which a batch has hundreds, wherever the event loop is busy.
+SWITCH_S = 0.0002
 
 
 def run(options: argparse.Namespace) -> None:
@@ -48,6 +52,7 @@ def run(options: argparse.Namespace) -> None:
                 "--token-file FILE asks for one", options.host,
             )  # fmt: skip
         keep_freed_memory(of_threads=True)
+        sys.setswitchinterval(SWITCH_S)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such photos are refused
         service = Service(load_models(options), max(1, min(16, num_cores() - 1)) if options.workers is None else
                           options.workers)  # fmt: skip
