@@ -94,12 +94,13 @@ class Server:
         printed.unlink(missing_ok=True)
         variables = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
         self.process = forked.start("carvision", "serve", *words, "--port=0", cwd=self.folder, env=variables, out=out)
-        forked.wait_until(
-            lambda: not self.process.is_alive() or (printed.exists() and "serve: " in printed.read_text())
-        )
-        address = re.fullmatch(r"serve: (http://127\.0\.0\.1:\d+)\n", printed.read_text())
-        assert address, out.with_suffix(".stderr").read_text()
-        self.address = address[1]
+
+        def address() -> re.Match | bool | None:  # once the line is whole
+            return printed.exists() and re.fullmatch(r"serve: (http://127\.0\.0\.1:\d+)\n", printed.read_text())
+
+        forked.wait_until(lambda: address() or not self.process.is_alive())
+        assert address(), f"{self.process!r}\n{printed.read_text()}\n{out.with_suffix('.stderr').read_text()}"
+        self.address = address()[1]
 
     def stop(self) -> None:
         if self.process is not None:
