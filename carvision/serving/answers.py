@@ -42,7 +42,9 @@ class PhotoPrediction(Answer):
     part: list[int] | None = Field(description="what the network saw: left, top, right, bottom")
     heads: dict[str, list[Guess] | Amount] = Field(description="classes, the predicted one first; or a number")
     consistent: bool | None = Field(description="whether classes and their parents, as models and makes, fit together")
-    sure: dict[str, bool | None] = Field(description="whether the probability reaches that of 95 % right answers")
+    sure: dict[str, bool | None] = Field(
+        description="whether the probability reaches that of 95 % right answers (or fewer, if 95 is out of reach)"
+    )
     error: Error | None = Field(description="why this photo can't be used")
 
 

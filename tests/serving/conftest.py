@@ -20,6 +20,7 @@ import httpx
 from carvision.serving.app import create_app
 from carvision.serving.model.served import ServedModel
 from carvision.serving.service import Service
+from tests.serving.abused import serving
 
 CPU = torch.device("cpu")
 POINTS = [{"accuracy": a, "threshold": t, "coverage": 0.5} for a, t in ((0.8, 0.2), (0.9, 0.7), (0.98, 0.95))]
@@ -102,3 +103,13 @@ def error_of(response: httpx.Response) -> tuple[int, str]:
     found = response.json()
     assert found.keys() == {"error"} and {"code", "message"} <= found["error"].keys() <= {"code", "message", "limit"}
     return response.status_code, found["error"]["code"]
+
+
+@pytest.fixture(scope="module")
+def server(demo_run, tmp_path_factory):
+    """A real server of the demo run, which must outlive the tests of a file, without a traceback in its log."""
+    with serving(demo_run, tmp_path_factory.mktemp("serve") / "log.txt") as one:
+        yield one
+        assert one.process.poll() is None, "the server has ended"
+    log = one.log.read_text(encoding="utf-8")
+    assert "Traceback" not in log, log[-4000:]

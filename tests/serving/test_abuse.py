@@ -11,7 +11,7 @@ import zlib
 
 import pytest
 
-from tests.serving.abused import LIMITS, PHOTO, TELLTALE, form, receive, request, serving
+from tests.serving.abused import LIMITS, PHOTO, TELLTALE, form, receive, request
 
 pytest.importorskip("fastapi", reason="the server's libraries are not installed (pip install '.[serve]')")
 pytest.importorskip("uvicorn")
@@ -34,15 +34,6 @@ def png(width: int, height: int, rows: int) -> bytes:
 def jpeg_that_claims(width: int, height: int) -> bytes:
     at = PHOTO.index(b"\xff\xc0") + 5
     return PHOTO[:at] + struct.pack(">HH", height, width) + PHOTO[at + 4 :]
-
-
-@pytest.fixture(scope="module")
-def server(demo_run, tmp_path_factory):
-    with serving(demo_run, tmp_path_factory.mktemp("serve") / "log.txt") as one:
-        yield one
-        assert one.process.poll() is None, "the server has ended"
-    log = one.log.read_text(encoding="utf-8")
-    assert "Traceback" not in log, log[-4000:]
 
 
 @pytest.fixture(autouse=True)

@@ -16,15 +16,6 @@ pytest.importorskip("fastapi", reason="the server's libraries are not installed 
 pytest.importorskip("uvicorn")
 
 
-@pytest.fixture(scope="module")
-def server(demo_run, tmp_path_factory):
-    with serving(demo_run, tmp_path_factory.mktemp("serve") / "log.txt") as one:
-        yield one
-        assert one.process.poll() is None, "the server has ended"
-    log = one.log.read_text(encoding="utf-8")
-    assert "Traceback" not in log, log[-4000:]
-
-
 def test_slow_clients_stop_no_other(server):
     head = b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/jpeg\r\nContent-Length: 1000000\r\n\r\n"
     slow = [server.connect() for _ in range(300)]
